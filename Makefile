@@ -1,0 +1,47 @@
+# make demo    install what is missing, build, convert the demo checkpoint, write a story
+# make test    install what is missing, build three ways, run every test
+# make         build into build/bin
+.PHONY: all setup demo test release sanitize clang accuracy format clean
+
+JOBS ?= $(shell nproc)
+CMAKE_BUILD = cmake --build $(1) -j $(JOBS)
+
+all: release
+
+setup:
+	@scripts/setup.sh
+
+release:
+	cmake -S . -B build/release -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin
+	$(call CMAKE_BUILD,build/release)
+
+# The same sources under the address and undefined-behaviour sanitizers.
+sanitize:
+	cmake -S . -B build/sanitize -DDSV3_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(call CMAKE_BUILD,build/sanitize)
+
+# The same sources by another compiler, every warning an error.
+clang:
+	cmake -S . -B build/clang -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DDSV3_WERROR=ON
+	$(call CMAKE_BUILD,build/clang)
+
+demo: setup
+	$(MAKE) release
+	build/bin/dsv3-convert --force examples/demo-model build/demo.dsv3
+	@echo
+	@echo '  build/bin/dsv3 run build/demo.dsv3 -n 200 -s 12 -p "It is a truth universally acknowledged, that"'
+	@echo
+	build/bin/dsv3 run build/demo.dsv3 -n 200 -s 12 -p "It is a truth universally acknowledged, that"
+
+test: setup
+	@scripts/test.sh
+
+# Measured error of every golden case: the table of docs/accuracy.md.
+accuracy: release
+	/usr/bin/python3 tests/accuracy.py build/bin
+
+format:
+	git ls-files '*.cpp' '*.h' '*.c' | xargs clang-format -i
+
+clean:
+	rm -rf build

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Builds three ways, runs every test, and says what each part took. Fails when anything fails.
+set -eu
+cd "$(dirname "$0")/.."
+
+part() {  # part NAME COMMAND...: runs it and prints its time
+  name=$1
+  shift
+  start=$(date +%s)
+  "$@"
+  echo "== $name: $(($(date +%s) - start)) s"
+}
+
+part "build release" make --no-print-directory release
+part "build sanitize" make --no-print-directory sanitize
+part "build clang" make --no-print-directory clang
+
+part "test release" ctest --test-dir build/release --output-on-failure -j "$(nproc)"
+part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(nproc)"
+part "test clang" ctest --test-dir build/clang --output-on-failure -j "$(nproc)"
