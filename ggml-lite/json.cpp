@@ -1,0 +1,149 @@
+#include "ggml-lite/json.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <unordered_set>
+
+namespace lite {
+
+namespace {
+constexpr size_t kMaxDepth = 64;
+}
+
+// Receives nlohmann's SAX events and builds a Json; every refusal is recorded with its offset.
+class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  bool null() override { return add(Json()); }
+  bool boolean(bool v) override { return add(Json(v)); }
+  bool number_integer(int64_t v) override { return add(Json(v)); }
+  bool number_unsigned(uint64_t v) override {
+    if (v > uint64_t(INT64_MAX)) return refuse(str("integer ", v, " does not fit 64 bits"));
+    return add(Json(int64_t(v)));
+  }
+  bool number_float(double v, const std::string& text) override {
+    // nlohmann turns an integer too large for 64 bits into a double; we would rather say so.
+    if (text.find_first_of(".eE") == std::string::npos) return refuse(str("integer ", text, " does not fit 64 bits"));
+    return add(Json(v));
+  }
+  bool string(std::string& v) override { return add(Json(std::move(v))); }
+  bool binary(nlohmann::json::binary_t&) override { return refuse("binary value"); }
+  bool start_object(size_t) override { return open(Json(Json::Object())); }
+  bool key(std::string& v) override {
+    if (!keys_.back().insert(v).second) return refuse("key \"" + v + "\" appears twice in one object");
+    stack_.back().object()->emplace_back(std::move(v), Json());
+    return true;
+  }
+  bool end_object() override { return close(); }
+  bool start_array(size_t) override { return open(Json(Json::Array())); }
+  bool end_array() override { return close(); }
+  bool parse_error(size_t offset, const std::string&, const nlohmann::json::exception& e) override {
+    // The library's text starts with an identifier and a position of its own; keep what follows.
+    std::string text = e.what();
+    const size_t colon = text.find(": ");
+    refusal_ = str("at byte ", offset, ": ", colon == std::string::npos ? text : text.substr(colon + 2));
+    return false;
+  }
+
+  Json result_;
+  std::string refusal_;
+
+ private:
+  bool refuse(std::string why) {
+    refusal_ = std::move(why);
+    return false;
+  }
+  bool add(Json v) {
+    if (stack_.empty()) {
+      result_ = std::move(v);
+    } else if (Json::Array* a = stack_.back().array()) {
+      a->push_back(std::move(v));
+    } else {
+      stack_.back().object()->back().second = std::move(v);
+    }
+    return true;
+  }
+  bool open(Json v) {
+    if (stack_.size() == kMaxDepth) return refuse(str("nested deeper than ", kMaxDepth));
+    stack_.push_back(std::move(v));
+    keys_.emplace_back();
+    return true;
+  }
+  bool close() {
+    Json v = std::move(stack_.back());
+    stack_.pop_back();
+    keys_.pop_back();
+    return add(std::move(v));
+  }
+
+  std::vector<Json> stack_;
+  std::vector<std::unordered_set<std::string>> keys_;
+};
+
+Result<Json> Json::parse(std::string_view text, std::string_view what) {
+  JsonBuilder builder;
+  if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder))
+    return corrupt("read ", what, ": not valid JSON: ", builder.refusal_);
+  return std::move(builder.result_);
+}
+
+namespace {
+
+nlohmann::ordered_json to_nlohmann(const Json& j) {
+  if (const bool* v = j.boolean()) return *v;
+  if (const int64_t* v = j.integer()) return *v;
+  if (const std::string* v = j.string()) return *v;
+  if (const Json::Array* v = j.array()) {
+    nlohmann::ordered_json out = nlohmann::ordered_json::array();
+    for (const Json& item : *v) out.push_back(to_nlohmann(item));
+    return out;
+  }
+  if (const Json::Object* v = j.object()) {
+    nlohmann::ordered_json::object_t out;
+    out.reserve(v->size());
+    for (const auto& [key, item] : *v) out.push_back({key, to_nlohmann(item)});
+    return out;
+  }
+  if (double v; j.number(&v)) return v;
+  return nullptr;
+}
+
+}  // namespace
+
+std::string Json::dump() const {
+  return to_nlohmann(*this).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+bool Json::number(double* out) const {
+  if (const int64_t* v = integer()) {
+    *out = double(*v);
+    return true;
+  }
+  if (const double* v = std::get_if<double>(&value_)) {
+    *out = *v;
+    return true;
+  }
+  return false;
+}
+
+const char* Json::type_name() const {
+  static const char* const names[] = {"null", "a boolean", "an integer", "a number", "a string", "a list", "an object"};
+  return names[value_.index()];
+}
+
+const Json* Json::find(std::string_view key) const {
+  if (const Object* o = object())
+    for (const auto& [k, v] : *o)
+      if (k == key) return &v;
+  return nullptr;
+}
+
+void Json::set(std::string_view key, Json value) {
+  for (auto& [k, v] : *object())
+    if (k == key) {
+      v = std::move(value);
+      return;
+    }
+  object()->emplace_back(std::string(key), std::move(value));
+}
+
+}  // namespace lite

@@ -1,0 +1,58 @@
+// The one JSON reader of the library, for files that nobody vouches for.
+//
+// Refused, with the byte offset: syntax errors, invalid UTF-8, duplicate keys, nesting beyond 64, integers that do
+// not fit 64 bits, numbers beyond double. An integer stays exact. Memory is proportional to the text.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "ggml-lite/status.h"
+
+namespace lite {
+
+class Json {
+ public:
+  using Array = std::vector<Json>;
+  using Object = std::vector<std::pair<std::string, Json>>;  // in the order of the text
+
+  Json() = default;  // null
+  Json(bool v) : value_(v) {}
+  Json(int v) : value_(int64_t(v)) {}
+  Json(int64_t v) : value_(v) {}
+  Json(double v) : value_(v) {}
+  Json(const char* v) : value_(std::string(v)) {}
+  Json(std::string v) : value_(std::move(v)) {}
+  Json(Array v) : value_(std::move(v)) {}
+  Json(Object v) : value_(std::move(v)) {}
+
+  // `what` names the text in messages: a file's name.
+  static Result<Json> parse(std::string_view text, std::string_view what);
+  std::string dump() const;  // one line; doubles in the shortest form that reads back the same
+
+  bool is_null() const { return std::holds_alternative<std::monostate>(value_); }
+  const bool* boolean() const { return std::get_if<bool>(&value_); }
+  const int64_t* integer() const { return std::get_if<int64_t>(&value_); }
+  const std::string* string() const { return std::get_if<std::string>(&value_); }
+  const Array* array() const { return std::get_if<Array>(&value_); }
+  const Object* object() const { return std::get_if<Object>(&value_); }
+  Array* array() { return std::get_if<Array>(&value_); }
+  Object* object() { return std::get_if<Object>(&value_); }
+  bool number(double* out) const;  // an integer or a double
+  const char* type_name() const;   // "null", "a boolean", "an integer", ...
+
+  // Member of an object (linear search: objects with many members are walked, not searched); null when absent.
+  const Json* find(std::string_view key) const;
+  // Appends or replaces a member; the value must be an object.
+  void set(std::string_view key, Json value);
+
+ private:
+  friend class JsonBuilder;
+  std::variant<std::monostate, bool, int64_t, double, std::string, Array, Object> value_;
+};
+
+}  // namespace lite
