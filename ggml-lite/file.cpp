@@ -1,0 +1,79 @@
+#include "ggml-lite/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cerrno>
+#include <system_error>
+
+namespace lite {
+
+Status errno_status(const std::string& what, int error) {
+  const std::string text = what + ": " + std::generic_category().message(error);
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR: return not_found(text);
+    case ENOMEM: return out_of_memory(text);
+    default: return io_error(text);
+  }
+}
+
+bool is_lfs_pointer(std::string_view bytes) {
+  return bytes.starts_with("version https://git-lfs");
+}
+
+Result<File> File::open(const std::string& path) {
+  // Without O_NONBLOCK a FIFO would wait for a writer.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return errno_status("open " + path, errno);
+  File file(fd, path);
+  struct stat s;
+  if (fstat(fd, &s) != 0) return errno_status("open " + path, errno);
+  if (!S_ISREG(s.st_mode))
+    return invalid_argument("open ", path, ": got ", S_ISDIR(s.st_mode) ? "a folder" : "a device or pipe",
+                            ", expected a file");
+  file.bytes_ = s.st_size;
+  return file;
+}
+
+File::File(File&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)), bytes_(other.bytes_) {}
+
+File& File::operator=(File&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  std::swap(path_, other.path_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+File::~File() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Status File::read(int64_t offset, std::span<std::byte> to) const {
+  size_t done = 0;
+  while (done < to.size()) {
+    const ssize_t n = ::pread(fd_, to.data() + done, to.size() - done, offset + int64_t(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_status("read " + path_, errno);
+    if (n == 0)
+      return corrupt("read ", path_, ": the file ends before byte ", offset + int64_t(to.size()), "; it had ",
+                     bytes_, " bytes when it was opened; get it again");
+    done += size_t(n);
+  }
+  return {};
+}
+
+Result<std::string> read_text(const std::string& path, int64_t limit) {
+  LITE_ASSIGN(const File file, File::open(path));
+  if (file.bytes() > limit)
+    return unsupported("read ", path, ": got ", file.bytes(), " bytes, expected at most ", limit);
+  std::string text(size_t(file.bytes()), '\0');
+  LITE_TRY(file.read(0, std::as_writable_bytes(std::span(text))));
+  if (is_lfs_pointer(text))
+    return corrupt("read ", path,
+                   ": it is a git-lfs pointer, not the file itself; try \"git lfs pull\" in its folder");
+  return text;
+}
+
+}  // namespace lite

@@ -1,0 +1,45 @@
+// A regular file opened for reading, and reads that either give every byte asked for or say why not. A file
+// that shrinks while it is read is an error here; through a mapping it would be a signal.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "ggml-lite/status.h"
+
+namespace lite {
+
+class File {
+ public:
+  // NotFound when there is none; InvalidArgument for a folder or anything else that is not a regular file.
+  static Result<File> open(const std::string& path);
+  File(File&& other) noexcept;
+  File& operator=(File&& other) noexcept;
+  ~File();
+
+  const std::string& path() const { return path_; }
+  int64_t bytes() const { return bytes_; }  // when it was opened
+  int descriptor() const { return fd_; }
+  // Fills `to` from `offset` on; Corrupt when the file ends before. Thread-safe.
+  Status read(int64_t offset, std::span<std::byte> to) const;
+
+ private:
+  File(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
+  int fd_ = -1;
+  std::string path_;
+  int64_t bytes_ = 0;
+};
+
+// A whole file of at most `limit` bytes.
+Result<std::string> read_text(const std::string& path, int64_t limit);
+
+// "open PATH: No such file or directory", with the code that fits `error` (an errno).
+Status errno_status(const std::string& what, int error);
+
+// Whether these are the first bytes of what git-lfs leaves in a folder until the real file is fetched.
+bool is_lfs_pointer(std::string_view bytes);
+
+}  // namespace lite

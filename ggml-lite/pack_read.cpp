@@ -1,0 +1,432 @@
+// Opening a packed file. Nothing in it is believed: the index has its checksum, and then every number in it
+// is compared with what the format's own rules say it must be, so that no offset is used that was only read.
+#include <sys/mman.h>
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <numeric>
+
+#include "ggml-lite/file.h"
+#include "ggml-lite/pack.h"
+#include "ggml-lite/pack_format.h"
+
+namespace lite {
+
+using namespace pack;
+
+struct PackFile::Impl {
+  explicit Impl(File f) : file(std::move(f)) {}
+  ~Impl() {
+    if (map) ::munmap(map, size_t(file.bytes()));
+  }
+
+  File file;
+  std::byte* map = nullptr;  // the whole file, read-only
+  Header header;
+  Json json;
+  std::vector<std::string> section_names;
+  std::vector<std::string_view> sections;
+  std::vector<Item> items;
+  std::vector<ExtentInfo> extents;
+  std::vector<uint32_t> by_place;      // items that are no aliases, by extent and offset
+  std::vector<uint32_t> extent_begin;  // [extents + 1] positions in by_place
+
+  Status open();
+  Status read_header();
+  Status read_extents();
+  Status read_tensors();
+  Status read_tensor(const TensorRecord& r, uint64_t name_offset);
+  Status read_aliases();
+  Status check_places();
+  Status read_sections(uint64_t name_offset);
+  Status check_gaps() const;
+  Status check_model_id() const;
+
+  std::span<const std::byte> bytes_of(const Part& part) const {
+    return {map + part.offset, size_t(part.bytes)};
+  }
+  std::string_view text_of(const Part& part) const {
+    return {reinterpret_cast<const char*>(map + part.offset), size_t(part.bytes)};
+  }
+  template <class Record>
+  Record record(const Part& part, size_t i) const {
+    Record r;
+    std::memcpy(&r, map + part.offset + i * sizeof r, sizeof r);
+    return r;
+  }
+  template <class Record>
+  size_t count(const Part& part) const {
+    return part.bytes / sizeof(Record);
+  }
+  uint64_t tensor_name_bytes = 0;
+};
+
+Status PackFile::Impl::open() {
+  LITE_TRY(read_header());
+  LITE_ASSIGN(json, Json::parse(text_of(header.json), "the JSON block"));
+  if (!json.object()) return corrupt("the JSON block: got ", json.type_name(), ", expected an object");
+  LITE_TRY(read_extents());
+  LITE_TRY(read_tensors());
+  LITE_TRY(read_aliases());
+  LITE_TRY(check_places());
+  LITE_TRY(read_sections(tensor_name_bytes));
+  LITE_TRY(check_gaps());
+  return check_model_id();
+}
+
+Status PackFile::Impl::read_header() {
+  char start[24] = {};
+  LITE_TRY(file.read(
+      0, std::as_writable_bytes(std::span(start).first(std::min<size_t>(sizeof start, file.bytes())))));
+  if (is_lfs_pointer({start, sizeof start}))
+    return corrupt("it is a git-lfs pointer, not the file itself; try \"git lfs pull\" in its folder");
+  if (!std::string_view(start, sizeof start).starts_with(kMagic))
+    return corrupt("it does not start with \"", kMagic,
+                   "\", so it is not a packed file; try \"dsv3-convert\" on the checkpoint's folder");
+  if (file.bytes() < int64_t(sizeof header))
+    return corrupt("got ", file.bytes(), " bytes; the file is cut off");
+  LITE_TRY(file.read(0, std::as_writable_bytes(std::span(&header, 1))));
+  if (header.version != kVersion)
+    return unsupported("got version ", header.version, ", expected ", kVersion,
+                       "; try the program that made the file, or convert again");
+  if (header.header_bytes != sizeof header)
+    return corrupt("header: got ", header.header_bytes, " bytes, expected ", sizeof header);
+  if (header.file_bytes != uint64_t(file.bytes()))
+    return corrupt("got ", file.bytes(), " bytes, expected ", header.file_bytes,
+                   "; the file is cut off or has something appended; get it again");
+  if (header.file_index != 0 || header.file_count != 1)
+    return unsupported("it is file ", header.file_index, " of ", header.file_count, ", expected 0 of 1");
+
+  for (const Part* part : {&header.json, &header.names, &header.tensors, &header.extents, &header.sections,
+                           &header.section_data})
+    if (part->bytes > header.file_bytes || part->bytes > uint64_t(kMaxIndex))
+      return corrupt("header: an index part has ", part->bytes, " bytes, more than the file can hold");
+  Header expected = header;
+  place_parts(&expected);
+  if (std::memcmp(&expected, &header, sizeof header) != 0)
+    return corrupt("header: the index parts do not lie where their sizes put them");
+  if (header.data_offset > header.file_bytes || header.data_offset > uint64_t(kMaxIndex))
+    return corrupt("header: the data starts at byte ", header.data_offset, ", expected at most ",
+                   header.file_bytes);
+  if (std::any_of(std::begin(header.reserved), std::end(header.reserved), [](uint8_t b) { return b != 0; }))
+    return corrupt("header: reserved bytes are not zero");
+
+  void* address = ::mmap(nullptr, size_t(file.bytes()), PROT_READ, MAP_SHARED, file.descriptor(), 0);
+  if (address == MAP_FAILED) return errno_status("map", errno);
+  map = static_cast<std::byte*>(address);
+  const uint64_t checksum = index_checksum({map, size_t(header.data_offset)});
+  if (checksum != header.index_checksum)
+    return corrupt("index: got checksum ", std::hex, checksum, ", expected ", header.index_checksum,
+                   "; the file is damaged; get it again");
+  if (header.tensors.bytes % sizeof(TensorRecord) || header.extents.bytes % sizeof(ExtentRecord) ||
+      header.sections.bytes % sizeof(SectionRecord))
+    return corrupt("header: a table's size is not that of whole records");
+  if (count<TensorRecord>(header.tensors) >= kNoAlias) return corrupt("header: too many tensors");
+  return {};
+}
+
+// Extents follow each other from data_offset to the end of the file.
+Status PackFile::Impl::read_extents() {
+  extents.reserve(count<ExtentRecord>(header.extents));
+  uint64_t end = header.data_offset;
+  for (size_t i = 0; i < count<ExtentRecord>(header.extents); ++i) {
+    const auto r = record<ExtentRecord>(header.extents, i);
+    if (r.file != 0 || r.reserved != 0)
+      return corrupt("extent ", i, ": its file or a reserved field is not zero");
+    if (r.offset != end) return corrupt("extent ", i, ": got offset ", r.offset, ", expected ", end);
+    if (r.bytes == 0 || r.bytes % kPage || r.bytes > header.file_bytes - end)
+      return corrupt("extent ", i, ": got ", r.bytes, " bytes, expected a multiple of ", kPage, " up to ",
+                     header.file_bytes - end);
+    end += r.bytes;
+    extents.push_back({int64_t(r.offset), int64_t(r.bytes), r.checksum});
+  }
+  if (end != header.file_bytes)
+    return corrupt("the extents end at byte ", end, ", expected ", header.file_bytes);
+  return {};
+}
+
+Status PackFile::Impl::read_tensors() {
+  items.reserve(count<TensorRecord>(header.tensors));
+  for (size_t i = 0; i < count<TensorRecord>(header.tensors); ++i) {
+    const auto r = record<TensorRecord>(header.tensors, i);
+    LITE_TRY(read_tensor(r, tensor_name_bytes));
+    tensor_name_bytes += r.name_bytes;
+  }
+  return {};
+}
+
+// The record's own fields; where it lies is compared in check_places(), or with its target's if it is an
+// alias.
+Status PackFile::Impl::read_tensor(const TensorRecord& r, uint64_t name_offset) {
+  const size_t i = items.size();
+  if (r.name_offset != name_offset || r.name_bytes > header.names.bytes - name_offset)
+    return corrupt("tensor ", i, ": its name does not lie where the names before it end");
+  PackEntry e;
+  e.name = text_of(header.names).substr(r.name_offset, r.name_bytes);
+  if (const Status s = check_name(e.name); !s.ok()) return corrupt("tensor ", i, ": ", s.message());
+  const auto refuse = [&](const auto&... why) { return corrupt("tensor \"", e.name, "\": ", why...); };
+  if (i > 0 && !(items[i - 1].entry.name < e.name)) return refuse("the names are not in order, each once");
+
+  auto dtype = dtype_from_code(r.dtype);
+  if (!dtype.ok()) return dtype.status().in("tensor \"" + e.name + "\"");
+  e.dtype = *dtype;
+  if (r.flags & ~kScaled) return unsupported("tensor \"", e.name, "\": unknown flags ", int(r.flags));
+  if (r.rank < 1 || r.rank > Tensor::kMaxRank) return refuse("got rank ", int(r.rank), ", expected 1 to 4");
+  for (int d = 0; d < Tensor::kMaxRank; ++d) {
+    if (d < r.rank)
+      e.shape.push_back(int64_t(std::min<uint64_t>(r.shape[d], INT64_MAX)));
+    else if (r.shape[d] != 1)
+      return refuse("a dimension beyond its rank is not 1");
+  }
+  if (r.flags & kScaled) {
+    auto scale_dtype = dtype_from_code(r.scale_dtype);
+    if (!scale_dtype.ok()) return scale_dtype.status().in("tensor \"" + e.name + "\": scales");
+    e.scaled = true;
+    e.scale_dtype = *scale_dtype;
+    e.block_rows = r.block_rows;
+    e.block_cols = r.block_cols;
+  } else if (r.scale_dtype || r.block_rows || r.block_cols || r.scale_offset || r.scale_bytes) {
+    return refuse("it has no scales, but fields of scales are not zero");
+  }
+  if (const Status s = e.check(); !s.ok()) return corrupt(s.message());
+  if (r.data_bytes != uint64_t(e.data_bytes()) || r.scale_bytes != uint64_t(e.scale_bytes()))
+    return refuse("got ", r.data_bytes, " bytes and ", r.scale_bytes, " of scales, expected ", e.data_bytes(),
+                  " and ", e.scale_bytes());
+  if (r.extent >= extents.size()) return refuse("it lies in extent ", r.extent, " of ", extents.size());
+
+  Item& item = items.emplace_back();
+  item.extent = int32_t(r.extent);
+  item.entry = std::move(e);
+  return {};
+}
+
+Status PackFile::Impl::read_aliases() {
+  for (size_t i = 0; i < items.size(); ++i) {
+    auto r = record<TensorRecord>(header.tensors, i);
+    if (r.alias_of == kNoAlias) continue;
+    const std::string& name = items[i].entry.name;
+    if (r.alias_of >= items.size())
+      return corrupt("alias \"", name, "\": its target ", r.alias_of, " does not exist");
+    const auto target = record<TensorRecord>(header.tensors, r.alias_of);
+    if (target.alias_of != kNoAlias) return corrupt("alias \"", name, "\": its target is an alias itself");
+    items[i].alias_of = int32_t(r.alias_of);
+    r.alias_of = kNoAlias;
+    r.name_offset = target.name_offset;
+    r.name_bytes = target.name_bytes;
+    if (std::memcmp(&r, &target, sizeof r) != 0)
+      return corrupt("alias \"", name, "\": it differs from its target \"",
+                     items[items[i].alias_of].entry.name, "\"");
+  }
+  return {};
+}
+
+// Every extent's tensors lie one after the other as place_in_extent() says, so none overlap and none stick
+// out.
+Status PackFile::Impl::check_places() {
+  std::vector<uint64_t> offset(items.size());
+  by_place.reserve(items.size());
+  for (size_t i = 0; i < items.size(); ++i) {
+    offset[i] = record<TensorRecord>(header.tensors, i).data_offset;
+    if (items[i].alias_of < 0) by_place.push_back(uint32_t(i));
+  }
+  std::sort(by_place.begin(), by_place.end(), [&](uint32_t a, uint32_t b) {
+    return items[a].extent != items[b].extent ? items[a].extent < items[b].extent : offset[a] < offset[b];
+  });
+  extent_begin.reserve(extents.size() + 1);
+  size_t at = 0;
+  for (size_t extent = 0; extent < extents.size(); ++extent) {
+    extent_begin.push_back(uint32_t(at));
+    if (at == by_place.size() || items[by_place[at]].extent != int32_t(extent))
+      return corrupt("extent ", extent, ": no tensor lies in it");
+    int64_t end = 0;
+    for (; at < by_place.size() && items[by_place[at]].extent == int32_t(extent); ++at) {
+      const PackEntry& e = items[by_place[at]].entry;
+      const auto r = record<TensorRecord>(header.tensors, by_place[at]);
+      auto place = place_in_extent(e, &end);
+      if (!place.ok() || end > extents[extent].bytes)
+        return corrupt("tensor \"", e.name, "\": it does not fit its extent of ", extents[extent].bytes,
+                       " bytes");
+      if (r.data_offset != uint64_t(place->data_offset) || r.scale_offset != uint64_t(place->scale_offset))
+        return corrupt("tensor \"", e.name, "\": got offsets ", r.data_offset, " and ", r.scale_offset,
+                       ", expected ", place->data_offset, " and ", place->scale_offset);
+    }
+  }
+  extent_begin.push_back(uint32_t(at));
+
+  for (size_t i = 0; i < items.size(); ++i) {
+    Item& item = items[i];
+    const PackEntry& e = item.entry;
+    const auto r = record<TensorRecord>(header.tensors, i);
+    std::byte* base = map + extents[item.extent].offset;
+    Tensor& t = item.tensor;
+    t.dtype = e.dtype;
+    t.rank = int(e.shape.size());
+    t.shape.fill(1);
+    std::copy(e.shape.begin(), e.shape.end(), t.shape.begin());
+    int64_t stride = size_of(t.dtype);
+    for (int d = Tensor::kMaxRank - 1; d >= 0; --d) {
+      t.stride[d] = stride;
+      stride *= t.shape[d];
+    }
+    t.data = base + r.data_offset;
+    if (!e.scaled) continue;
+    t.scale.data = base + r.scale_offset;
+    t.scale.dtype = e.scale_dtype;
+    t.scale.block_rows = e.block_rows;
+    t.scale.block_cols = e.block_cols;
+    t.scale.row_stride = ceil_div(e.shape[1], e.block_cols) * size_of(e.scale_dtype);
+  }
+  return {};
+}
+
+Status PackFile::Impl::read_sections(uint64_t name_offset) {
+  const Part& data = header.section_data;
+  uint64_t end = 0;  // in section_data, of the sections so far
+  for (size_t i = 0; i < count<SectionRecord>(header.sections); ++i) {
+    const auto r = record<SectionRecord>(header.sections, i);
+    if (r.name_offset != name_offset || r.name_bytes > header.names.bytes - name_offset || r.reserved != 0)
+      return corrupt("section ", i, ": its name does not lie where the names before it end");
+    const std::string_view name = text_of(header.names).substr(r.name_offset, r.name_bytes);
+    if (const Status s = check_section_name(name); !s.ok()) return corrupt("section ", i, ": ", s.message());
+    if (i > 0 && !(section_names.back() < name))
+      return corrupt("section \"", name, "\": the names are not in order, each once");
+    const uint64_t offset = uint64_t(round_up(int64_t(end), kAlign));
+    if (offset > data.bytes || r.offset != data.offset + offset || r.bytes > data.bytes - offset)
+      return corrupt("section \"", name, "\": it does not lie where the sections before it end");
+    end = offset + r.bytes;
+    name_offset += r.name_bytes;
+    section_names.emplace_back(name);
+    sections.push_back(text_of(data).substr(offset, r.bytes));
+  }
+  if (end != data.bytes) return corrupt("the sections end at byte ", end, ", expected ", data.bytes);
+  if (name_offset != header.names.bytes)
+    return corrupt("the names end at byte ", name_offset, ", expected ", header.names.bytes);
+  return {};
+}
+
+// What lies between the parts and between the sections is zero, so that a file's content has one form only.
+Status PackFile::Impl::check_gaps() const {
+  uint64_t end = sizeof(Header);
+  const auto zero_up_to = [&](uint64_t offset) {
+    return std::all_of(map + end, map + offset, [](std::byte b) { return b == std::byte{0}; });
+  };
+  bool ok = true;
+  for (const Part* part : {&header.json, &header.names, &header.tensors, &header.extents, &header.sections}) {
+    ok = ok && zero_up_to(part->offset);
+    end = part->offset + part->bytes;
+  }
+  for (const std::string_view& section : sections) {
+    const uint64_t offset = uint64_t(reinterpret_cast<const std::byte*>(section.data()) - map);
+    ok = ok && zero_up_to(offset);
+    end = offset + section.size();
+  }
+  if (!ok || !zero_up_to(header.data_offset)) return corrupt("index: bytes between its parts are not zero");
+  return {};
+}
+
+Status PackFile::Impl::check_model_id() const {
+  const auto id = hash_model(text_of(header.json), bytes_of(header.tensors),
+                             text_of(header.names).substr(0, tensor_name_bytes), bytes_of(header.extents));
+  if (std::memcmp(id.data(), header.model_id, id.size()) != 0)
+    return corrupt("header: the model id is not that of the index");
+  return {};
+}
+
+bool looks_packed(const std::string& path) {
+  char start[kMagic.size()];
+  auto file = File::open(path);
+  return file.ok() && file->read(0, std::as_writable_bytes(std::span(start))).ok() &&
+         std::string_view(start, sizeof start) == kMagic;
+}
+
+PackFile::PackFile() = default;
+PackFile::PackFile(PackFile&&) noexcept = default;
+PackFile& PackFile::operator=(PackFile&&) noexcept = default;
+PackFile::~PackFile() = default;
+
+Result<PackFile> PackFile::open(const std::string& path) {
+  LITE_ASSIGN(File file, File::open(path));
+  PackFile pack;
+  pack.impl_ = std::make_unique<Impl>(std::move(file));
+  LITE_TRY(pack.impl_->open().in("open " + path));
+  return pack;
+}
+
+const std::string& PackFile::path() const {
+  return impl_->file.path();
+}
+int64_t PackFile::file_bytes() const {
+  return impl_->file.bytes();
+}
+const Json& PackFile::json() const {
+  return impl_->json;
+}
+const std::vector<std::string>& PackFile::section_names() const {
+  return impl_->section_names;
+}
+const std::vector<PackFile::Item>& PackFile::items() const {
+  return impl_->items;
+}
+const std::vector<PackFile::ExtentInfo>& PackFile::extents() const {
+  return impl_->extents;
+}
+
+std::string PackFile::model_id() const {
+  std::string hex;
+  for (const uint8_t byte : impl_->header.model_id)
+    for (const int digit : {byte >> 4, byte & 15}) hex += "0123456789abcdef"[digit];
+  return hex;
+}
+
+const std::string_view* PackFile::section(std::string_view name) const {
+  const std::vector<std::string>& names = impl_->section_names;
+  const auto at = std::lower_bound(names.begin(), names.end(), name);
+  return at != names.end() && *at == name ? &impl_->sections[size_t(at - names.begin())] : nullptr;
+}
+
+const PackFile::Item* PackFile::find(std::string_view name) const {
+  const std::vector<Item>& items = impl_->items;
+  const auto at = std::lower_bound(items.begin(), items.end(), name,
+                                   [](const Item& item, std::string_view n) { return item.entry.name < n; });
+  return at != items.end() && at->entry.name == name ? &*at : nullptr;
+}
+
+std::vector<std::string_view> PackFile::tensors_of_extent(int32_t extent) const {
+  std::vector<std::string_view> names;
+  for (uint32_t i = impl_->extent_begin[size_t(extent)]; i < impl_->extent_begin[size_t(extent) + 1]; ++i)
+    names.push_back(impl_->items[impl_->by_place[i]].entry.name);
+  return names;
+}
+
+Status PackFile::verify(const std::function<bool(int64_t, int64_t)>& progress) const {
+  const Impl& impl = *impl_;
+  const std::string what = "verify " + path();
+  const int64_t total = file_bytes() - int64_t(impl.header.data_offset);
+  int64_t done = 0;
+  std::vector<std::byte> buffer(size_t(4)
+                                << 20);  // read, not mapped: a failing disk is then an error, not a signal
+  Hash hash;
+  for (size_t i = 0; i < impl.extents.size(); ++i) {
+    const ExtentInfo& extent = impl.extents[i];
+    hash.reset();
+    for (int64_t at = 0; at < extent.bytes;) {
+      if (progress && !progress(done, total)) return {Code::Cancelled, what + ": cancelled"};
+      const auto piece = std::span(buffer).first(std::min(buffer.size(), size_t(extent.bytes - at)));
+      LITE_TRY(impl.file.read(extent.offset + at, piece).in(what));
+      hash.add(piece.data(), piece.size());
+      at += int64_t(piece.size());
+      done += int64_t(piece.size());
+    }
+    if (const uint64_t checksum = hash.digest64(); checksum != extent.checksum) {
+      std::string names;
+      for (const std::string_view& name : tensors_of_extent(int32_t(i)))
+        names += str(names.empty() ? "\"" : ", \"", name, "\"");
+      return corrupt(what, ": extent ", i, " (", names, "): got checksum ", std::hex, checksum, ", expected ",
+                     extent.checksum, "; the file is damaged; get it or convert it again");
+    }
+  }
+  if (progress && !progress(total, total)) return {Code::Cancelled, what + ": cancelled"};
+  return {};
+}
+
+}  // namespace lite
