@@ -1,0 +1,133 @@
+#include "text/bpe.h"
+
+#include <algorithm>
+#include <bit>
+#include <functional>
+
+namespace dsv3 {
+
+using lite::Status;
+
+namespace {
+
+constexpr size_t kMaxProbes = 1000;  // as in vocabulary.cpp: no file may make searching slow
+constexpr size_t kShort = 64;        // bytes; below, looking through all pairs beats a heap
+
+uint64_t pair_of(int32_t left, int32_t right) {
+  return uint64_t(uint32_t(left)) << 32 | uint32_t(right);
+}
+
+}  // namespace
+
+Bpe::Bpe(size_t n_merges) : merges_(std::bit_ceil(2 * n_merges + 2)) {
+  byte_id_.fill(-1);
+}
+
+size_t Bpe::slot(uint64_t pair) const {
+  uint64_t h =
+      pair * 0x9E3779B97F4A7C15u;  // the finalizer of splitmix64: ids are small and regular, so mix well
+  h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9u;
+  h ^= h >> 27;
+  const size_t mask = merges_.size() - 1;
+  size_t s = h & mask;
+  for (size_t probes = 0; probes < kMaxProbes; ++probes, s = (s + 1) & mask)
+    if (merges_[s].pair == pair || merges_[s].pair == kNoPair) return s;
+  return merges_.size();
+}
+
+Status Bpe::add_merge(int32_t left, int32_t right, int32_t merged) {
+  const uint64_t pair = pair_of(left, right);
+  const size_t s = slot(pair);
+  if (s == merges_.size()) return lite::corrupt("merges made to collide in a hash table");
+  if (merges_[s].pair == pair) return lite::corrupt("the same pair as merge ", merges_[s].rank);
+  merges_[s] = {pair, n_merges_++, merged};
+  return {};
+}
+
+uint64_t Bpe::look_up(int32_t left, int32_t right) const {
+  const uint64_t pair = pair_of(left, right);
+  const size_t s = slot(pair);
+  if (s == merges_.size() || merges_[s].pair != pair) return kNone;
+  return uint64_t(merges_[s].rank) << 32 | uint32_t(merges_[s].merged);
+}
+
+Status Bpe::encode(std::string_view piece, std::vector<int32_t>* ids) const {
+  std::array<int32_t, kShort> few;
+  std::vector<int32_t> many(piece.size() > kShort ? piece.size() : 0);
+  int32_t* symbols = many.empty() ? few.data() : many.data();
+  for (size_t i = 0; i < piece.size(); ++i) {
+    symbols[i] = byte_id_[uint8_t(piece[i])];
+    if (symbols[i] < 0)
+      return lite::invalid_argument("encode text: byte ", int(uint8_t(piece[i])),
+                                    " has no token in this vocabulary");
+  }
+  if (many.empty())
+    encode_short(piece.size(), symbols, ids);
+  else
+    encode_long(std::move(many), ids);
+  return {};
+}
+
+void Bpe::encode_short(size_t n, int32_t* symbols, std::vector<int32_t>* ids) const {
+  std::array<uint64_t, kShort> merge;  // [i]: of symbols i and i + 1
+  for (size_t i = 0; i + 1 < n; ++i) merge[i] = look_up(symbols[i], symbols[i + 1]);
+  while (n > 1) {
+    size_t best = 0;
+    for (size_t i = 1; i + 1 < n; ++i)
+      if (merge[i] >> 32 < merge[best] >> 32) best = i;
+    if (merge[best] == kNone) break;
+    symbols[best] = int32_t(uint32_t(merge[best]));
+    std::copy(symbols + best + 2, symbols + n, symbols + best + 1);
+    --n;
+    if (best + 1 < n) {
+      std::copy(merge.data() + best + 2, merge.data() + n, merge.data() + best + 1);
+      merge[best] = look_up(symbols[best], symbols[best + 1]);
+    }
+    if (best > 0) merge[best - 1] = look_up(symbols[best - 1], symbols[best]);
+  }
+  ids->insert(ids->end(), symbols, symbols + n);
+}
+
+void Bpe::encode_long(std::vector<int32_t> symbols, std::vector<int32_t>* ids) const {
+  // A doubly linked list of symbols, and a heap of candidates rank << 32 | position. A candidate is stale
+  // when its position's pair has another rank by now.
+  const size_t n = symbols.size();
+  struct Node {
+    uint32_t previous, next;  // n: none
+    uint64_t merge;           // of this symbol and the next
+  };
+  std::vector<Node> nodes(n);
+  std::vector<uint64_t> heap;
+  const auto candidate = [](uint64_t merge, size_t at) { return (merge >> 32 << 32) | at; };
+  for (size_t i = 0; i < n; ++i) {
+    const uint64_t merge = i + 1 < n ? look_up(symbols[i], symbols[i + 1]) : kNone;
+    nodes[i] = {uint32_t(i == 0 ? n : i - 1), uint32_t(i + 1), merge};
+    if (merge != kNone) heap.push_back(candidate(merge, i));
+  }
+  std::make_heap(heap.begin(), heap.end(), std::greater<>());
+  const auto renew = [&](size_t at) {
+    const size_t next = nodes[at].next;
+    nodes[at].merge = next < n ? look_up(symbols[at], symbols[next]) : kNone;
+    if (nodes[at].merge == kNone) return;
+    heap.push_back(candidate(nodes[at].merge, at));
+    std::push_heap(heap.begin(), heap.end(), std::greater<>());
+  };
+  while (!heap.empty()) {
+    const uint64_t top = heap.front();
+    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
+    heap.pop_back();
+    const size_t at = uint32_t(top);
+    Node& node = nodes[at];
+    if (node.merge == kNone || node.merge >> 32 != top >> 32) continue;
+    const size_t eaten = node.next;
+    symbols[at] = int32_t(uint32_t(node.merge));
+    node.next = nodes[eaten].next;
+    if (node.next < n) nodes[node.next].previous = uint32_t(at);
+    nodes[eaten].merge = kNone;
+    renew(at);
+    if (node.previous < n) renew(node.previous);
+  }
+  for (size_t at = 0; at < n; at = nodes[at].next) ids->push_back(symbols[at]);
+}
+
+}  // namespace dsv3

@@ -1,0 +1,47 @@
+// Byte-pair encoding: the bytes of a piece become tokens, and the adjacent pair whose merge has the lowest
+// rank is merged, leftmost first among equals, until no pair has a merge.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "ggml-lite/status.h"
+
+namespace dsv3 {
+
+class Bpe {
+ public:
+  explicit Bpe(size_t n_merges);
+
+  void set_byte(uint8_t byte, int32_t id) { byte_id_[byte] = id; }
+  // Ranks are given in the order of calls, n_merges of them at most. Corrupt for a pair that has a merge
+  // already.
+  lite::Status add_merge(int32_t left, int32_t right, int32_t merged);
+
+  // Appends the piece's tokens. InvalidArgument for a byte that is no token: some vocabularies leave out
+  // bytes that UTF-8 never has. O(n log n) for n bytes.
+  lite::Status encode(std::string_view piece, std::vector<int32_t>* ids) const;
+
+ private:
+  struct Merge {
+    uint64_t pair = kNoPair;
+    uint32_t rank = 0;
+    int32_t merged = 0;
+  };
+  static constexpr uint64_t kNoPair = UINT64_MAX;
+  // What a pair of neighbours would become: rank << 32 | id; kNone, above all, for nothing.
+  static constexpr uint64_t kNone = UINT64_MAX;
+
+  size_t slot(uint64_t pair) const;
+  uint64_t look_up(int32_t left, int32_t right) const;
+  void encode_short(size_t n, int32_t* symbols, std::vector<int32_t>* ids) const;
+  void encode_long(std::vector<int32_t> symbols, std::vector<int32_t>* ids) const;
+
+  std::array<int32_t, 256> byte_id_;
+  std::vector<Merge> merges_;  // hash table, at most half full
+  uint32_t n_merges_ = 0;
+};
+
+}  // namespace dsv3

@@ -1,0 +1,72 @@
+// Text to token ids and back, as the checkpoint's own tokenizer does it.
+//
+// Byte-level BPE read from tokenizer.json (its Split pre-tokenizers in sequence, its added tokens), or
+// tiktoken ranks (tiktoken.model with Kimi's pattern). Text is bytes; it need not be valid UTF-8 to be
+// encoded: bytes that are not are encoded one by one, and decode() gives the same bytes back.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ggml-lite/status.h"
+
+namespace dsv3 {
+
+using lite::Result;
+using lite::Status;
+
+struct EncodeOptions {
+  bool parse_added =
+      false;         // cut out the added tokens ("<|User|>") before anything else; else they are plain text
+  bool bos = false;  // put the beginning-of-sentence token in front
+};
+
+class Tokenizer {
+ public:
+  // Gives the bytes of a file of the checkpoint, or null: "tokenizer.json", "tokenizer_config.json",
+  // "tiktoken.model".
+  using Files = std::function<const std::string_view*(std::string_view name)>;
+
+  // NotFound when there is no tokenizer among the files; Unsupported, by name, for anything a tokenizer.json
+  // asks for that is not implemented.
+  static Result<Tokenizer> open(const Files& files);
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  // One more than the largest id; ids below it that name no token exist in some vocabularies.
+  int32_t size() const;
+  bool is_token(int32_t id) const;
+  int32_t bos() const;    // -1: none
+  bool adds_bos() const;  // the checkpoint's own rule (add_bos_token) for plain text
+  // Ids named as end of sentence by the tokenizer's files; generation_config may name more.
+  const std::vector<int32_t>& eos() const;
+  bool is_special(int32_t id) const;         // an added token that visible text leaves out
+  std::string_view bytes(int32_t id) const;  // empty for an id that names no token
+  // Id of an added token by its text, or else of the token with these bytes. NotFound.
+  Result<int32_t> find(std::string_view token) const;
+
+  // Replaces *ids; empty on failure. Thread-safe. Time is linear in the text up to a logarithm, whatever the
+  // text. Bytes for which the vocabulary has no token are InvalidArgument; a released vocabulary has all that
+  // UTF-8 can have.
+  Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>* ids) const;
+  // The tokens' bytes one after the other; with skip_special without special tokens. An id below size() that
+  // names no token gives nothing, one outside 0..size()-1 InvalidArgument.
+  Result<std::string> decode(std::span<const int32_t> ids, bool skip_special) const;
+
+ private:
+  Tokenizer();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// How many leading bytes of `bytes` can be shown now: everything but an incomplete UTF-8 sequence at the end
+// that more bytes may complete. Bytes that no sequence can hold are not waited for.
+size_t utf8_complete_prefix(std::string_view bytes);
+
+}  // namespace dsv3
