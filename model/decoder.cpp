@@ -1,0 +1,126 @@
+#include "model/decoder.h"
+
+namespace dsv3 {
+
+using lite::str;
+using lite::Var;
+
+Status Decoder::main() {
+  place(-1, Role::Embed);
+  Var x = b.embed(weight("model.embed_tokens.weight"), in.ids);  // [T, d]
+  if (o.keep_hidden) keep("hidden.0", x);
+  for (int i = 0; i < int(c.num_hidden_layers); ++i) {
+    x = block(i, x);
+    if (o.keep_hidden) keep(str("hidden.", i + 1), x);
+  }
+  place(-1, Role::Head);
+  // Only rows whose logits are wanted need the final norm, unless somebody reads it for all.
+  if (o.mtp || o.keep_hidden) {
+    x = norm(x, "model.norm.weight");
+    if (o.keep_hidden) keep("final", x);
+    if (o.mtp) b.stream_write(stream(int(streams_.size()) - 1), in.kv_rows, x);
+    x = b.select_rows(x, in.out_rows);  // [R, d]
+  } else {
+    x = norm(b.select_rows(x, in.out_rows), "model.norm.weight");
+  }
+  switch (c.task) {
+    case Task::CausalLm: head(x, "lm_head.weight"); break;
+    case Task::SequenceClassification: head(x, "score.weight"); break;
+    case Task::TokenClassification: head(x, "score.weight", weight("score.bias")); break;
+    case Task::QuestionAnswering: head(x, "qa_outputs.weight", weight("qa_outputs.bias")); break;
+  }
+  return b.status();
+}
+
+Var Decoder::block(int i, Var x) {
+  place(i, Role::Attention);
+  x = b.add(x, attention(i, norm(x, name(i, "input_layernorm.weight"))));
+  const bool moe = c.layers[i].moe;
+  place(i, moe ? Role::Router : Role::DenseFfn);
+  const Var h = norm(x, name(i, "post_attention_layernorm.weight"));
+  return b.add(x, moe ? experts(i, h) : dense(i, h));
+}
+
+Var Decoder::dense(int i, Var h) {
+  const std::string p = name(i, "mlp.");
+  return linear(p + "down_proj", b.silu_mul(linear(p + "gate_proj", h), linear(p + "up_proj", h)));
+}
+
+Var Decoder::experts(int i, Var h) {
+  const LayerConfig& l = c.layers[i];
+  const std::string p = name(i, "mlp.");
+  const Var logits = b.linear(h, weight(p + "gate.weight"));  // [T, E]
+  Var bias;
+  const lite::RouteParams params = routing(l, &bias, i);
+  const auto [ids, weights] = b.route(logits, bias, params);
+  if (o.keep_routing) {
+    keep(str("router_logits.", i), logits);
+    keep(str("router_ids.", i), ids);
+    keep(str("router_weights.", i), weights);
+  }
+
+  place(i, Role::RoutedExperts);
+  lite::ExpertSet set;
+  for (int32_t e = 0; e < int32_t(l.n_routed_experts); ++e) {
+    set.slot_of_expert.push_back(e);
+    set.slots.push_back(swiglu(str(p, "experts.", e, ".")));
+  }
+  set.has_shared = l.n_shared_experts > 0;
+  if (set.has_shared) set.shared = swiglu(p + "shared_experts.");
+  return b.moe_ffn(h, ids, weights, std::move(set), o.rounding);
+}
+
+void Decoder::head(Var x, const std::string& matrix, Var bias) {
+  out_.logits = b.linear(x, weight(matrix), bias);
+  b.keep(out_.logits);
+}
+
+lite::FfnWeights Decoder::swiglu(const std::string& p) {
+  lite::FfnWeights w;
+  w.gate = m.tensor(p + "gate_proj.weight");
+  w.up = m.tensor(p + "up_proj.weight");
+  w.down = m.tensor(p + "down_proj.weight");
+  return w;
+}
+
+Var Decoder::linear(const std::string& p, Var x) {
+  return b.linear(x, weight(p + ".weight"), optional_weight(p + ".bias"), o.rounding);
+}
+
+Var Decoder::rope(int i, Var x) {
+  const Var inv_freq = b.weight(m.rope_inv_freq(c.rotary_dim(c.layers[i])));
+  return b.rope(x, in.positions, inv_freq, float(c.rope_cos_sin_scale()), c.rope_interleave);
+}
+
+Var Decoder::optional_weight(const std::string& tensor_name) {
+  const lite::Tensor t = m.tensor(tensor_name);
+  return t.data ? b.weight(t) : Var::none();
+}
+
+void Decoder::keep(const std::string& kept_name, Var x) {
+  b.keep(x);
+  out_.kept[kept_name] = x;
+}
+
+std::vector<lite::Stream> make_streams(const Model& model, const GraphOptions& options) {
+  const Config& c = model.config();
+  std::vector<lite::Stream> streams;
+  const int64_t layers = c.num_hidden_layers + (options.mtp ? 1 : 0);
+  for (int i = 0; i < int(layers); ++i)
+    streams.push_back({str("layer.", i), options.kv, c.cached_values(c.layers[i]), model.placement().device(i, Role::Attention)});
+  if (options.mtp) streams.push_back({"final", lite::DType::F32, c.hidden_size, model.placement().device(-1, Role::Head)});
+  return streams;
+}
+
+Status build_main(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out) {
+  switch (model.config().architecture) {
+    case Architecture::DeepseekV2:
+    case Architecture::DeepseekV3: return build_deepseek(model, options, streams, out);
+    case Architecture::Qwen3Moe:
+    case Architecture::Mixtral: return build_gqa(model, options, streams, out);
+    case Architecture::MoeTransformer: break;
+  }
+  return lite::invalid_argument("evaluate: a moe_transformer layer has no vocabulary; it takes hidden states");
+}
+
+}  // namespace dsv3

@@ -1,0 +1,56 @@
+// The skeleton that all decoder models share: embedding, pre-norm blocks with two residual adds, final norm, head. An
+// architecture's builder (deepseek.cpp, gqa.cpp) adds its attention and its router.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ggml-lite/ops.h"
+#include "model/graphs.h"
+#include "model/model.h"
+
+namespace dsv3 {
+
+// Trailing comments give shapes: T tokens, R output rows, d = hidden_size, H heads.
+class Decoder {
+ public:
+  Decoder(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out)
+      : m(model), c(model.config()), o(options), streams_(streams), out_(*out), b(&out->graph) {
+    in = out_.in = b.step_inputs(o.limits);
+  }
+  virtual ~Decoder() = default;
+
+  Status main();
+
+ protected:
+  using Var = lite::Var;
+
+  virtual Var attention(int layer, Var h) = 0;                                  // [T, d] -> [T, d]
+  virtual lite::RouteParams routing(const LayerConfig& layer, Var* bias, int i) = 0;  // how experts are chosen
+
+  Var block(int i, Var x);  // h + Attn(norm h), then h + FFN(norm h)
+  Var dense(int i, Var h);
+  Var experts(int i, Var h);
+  void head(Var x, const std::string& matrix, Var bias = Var::none());  // [R, d] -> logits [R, output_size]
+
+  lite::FfnWeights swiglu(const std::string& prefix);
+  Var linear(const std::string& prefix, Var x);  // with its bias if it has one
+  Var norm(Var x, const std::string& name) { return b.rms_norm(x, weight(name), float(c.rms_norm_eps)); }
+  Var rope(int i, Var x);
+  Var weight(const std::string& name) { return b.weight(m.tensor(name)); }
+  Var optional_weight(const std::string& name);
+  Var stream(int index) { return b.stream(index, streams_[index]); }
+  void place(int layer, Role role) { b.set_device(m.placement().device(layer, role)); }
+  void keep(const std::string& name, Var x);
+  static std::string name(int layer, const char* rest) { return lite::str("model.layers.", layer, ".", rest); }
+
+  const Model& m;
+  const Config& c;
+  const GraphOptions& o;
+  const std::vector<lite::Stream>& streams_;
+  StepGraph& out_;
+  lite::Builder b;
+  lite::StepInputs in;
+};
+
+}  // namespace dsv3

@@ -1,0 +1,176 @@
+#include "model/model.h"
+
+#include <set>
+
+namespace dsv3 {
+
+using lite::Tensor;
+
+Model::Model(lite::PackFile file, Config config)
+    : file_(std::move(file)), config_(std::move(config)), placement_(config_), table_(tensor_table(config_)) {
+  for (const TensorInfo& t : table_) by_name_[t.name] = &t;
+  for (const LayerConfig& l : config_.layers) {
+    const int64_t dim = config_.rotary_dim(l);
+    if (!inv_freq_.contains(dim)) inv_freq_[dim] = config_.rope_inv_freq(dim);
+  }
+}
+
+Tensor Model::rope_inv_freq(int64_t dim) const {
+  const std::vector<float>& values = inv_freq_.at(dim);
+  Tensor t = Tensor::of(lite::DType::F32, {int64_t(values.size())});
+  t.data = reinterpret_cast<std::byte*>(const_cast<float*>(values.data()));
+  return t;
+}
+
+const lite::PackFile::Item* Model::find(const TensorInfo& info) const {
+  const lite::PackFile::Item* item = file_.find(info.name);
+  for (size_t i = 0; !item && i < info.also.size(); ++i) item = file_.find(info.also[i]);
+  return item;
+}
+
+Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
+  LITE_ASSIGN(lite::PackFile file, lite::PackFile::open(path));
+  const Json* json = file.json().find("config");
+  if (!json) return lite::corrupt("open ", path, ": its JSON block has no \"config\"");
+  auto config = Config::parse(*json);
+  if (!config.ok()) return config.status().in("open " + path);
+  auto model = std::unique_ptr<Model>(new Model(std::move(file), std::move(*config)));
+  LITE_TRY(model->check_tensors());
+  return model;
+}
+
+namespace {
+
+std::string shape_text(const int64_t* shape, size_t rank) {
+  std::string text = "[";
+  for (size_t i = 0; i < rank; ++i) text += lite::str(i ? ", " : "", shape[i]);
+  return text + "]";
+}
+
+}  // namespace
+
+Status Model::check_tensors() const {
+  for (const TensorInfo& t : table_) {
+    const lite::PackFile::Item* item = find(t);
+    if (!item) {
+      if (t.optional) continue;
+      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\" is missing; convert the checkpoint again");
+    }
+    const std::vector<int64_t>& shape = item->entry.shape;
+    if (shape != t.shape)
+      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\": got shape ", shape_text(shape.data(), shape.size()),
+                           ", expected ", shape_text(t.shape.data(), t.shape.size()));
+    if (!lite::info(item->entry.dtype).is_float)
+      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\": got type ", lite::info(item->entry.dtype).name,
+                           ", expected a float type");
+  }
+  return {};
+}
+
+Tensor Model::tensor(const std::string& name) const {
+  const auto info = by_name_.find(name);
+  if (info == by_name_.end()) return {};
+  if (const lite::PackFile::Item* item = find(*info->second)) return item->tensor;
+  return info->second->same_as.empty() ? Tensor() : tensor(info->second->same_as);
+}
+
+int64_t Model::parameters() const {
+  int64_t n = 0;
+  for (const lite::PackFile::Item& item : file_.items())
+    if (item.alias_of < 0) n += item.tensor.elements();
+  return n;
+}
+
+int64_t Model::bytes_per_token() const {
+  double bytes = 0;
+  for (const TensorInfo& t : table_) {
+    if (t.layer >= config_.num_hidden_layers) continue;
+    const lite::PackFile::Item* item = find(t);
+    if (!item) continue;
+    const double all = double(item->entry.data_bytes() + item->entry.scale_bytes());
+    if (t.role == Role::Embed) {
+      bytes += all / double(config_.vocab_size);  // one row
+      if (config_.tie_word_embeddings) bytes += all;
+    } else if (t.role == Role::RoutedExperts) {
+      const LayerConfig& l = config_.layers[t.layer];
+      bytes += all * double(l.num_experts_per_tok) / double(l.n_routed_experts);
+    } else if (!(t.role == Role::Head && t.optional)) {
+      bytes += all;
+    }
+  }
+  return int64_t(bytes);
+}
+
+const std::string& Model::describe() {
+  const std::lock_guard lock(describing_);
+  if (!description_.empty()) return description_;
+
+  Json::Array tensors;
+  std::vector<std::map<std::string, int64_t>> bytes(config_.layers.size() + 1);  // [layer + 1][role]
+  for (const TensorInfo& t : table_) {
+    const lite::PackFile::Item* item = find(t);
+    if (!item) continue;
+    Json entry{Json::Object()};
+    entry.set("name", item->entry.name);
+    entry.set("role", role_name(t.role));
+    if (t.layer >= 0) entry.set("layer", int64_t(t.layer));
+    if (t.expert >= 0) entry.set("expert", int64_t(t.expert));
+    entry.set("dtype", lite::info(item->entry.dtype).name);
+    entry.set("shape", Json::Array(t.shape.begin(), t.shape.end()));
+    if (item->entry.scaled) {
+      entry.set("scale_dtype", lite::info(item->entry.scale_dtype).name);
+      entry.set("scale_block", Json::Array{item->entry.block_rows, item->entry.block_cols});
+    }
+    const int64_t size = item->entry.data_bytes() + item->entry.scale_bytes();
+    entry.set("bytes", size);
+    if (item->alias_of >= 0) entry.set("alias_of", file_.items()[item->alias_of].entry.name);
+    else bytes[t.layer + 1][role_name(t.role)] += size;
+    tensors.push_back(std::move(entry));
+  }
+
+  const auto by_role = [](const std::map<std::string, int64_t>& roles) {
+    Json out{Json::Object()};
+    for (const auto& [role, size] : roles) out.set(role, size);
+    return out;
+  };
+  Json::Array layers;
+  for (size_t i = 0; i < config_.layers.size(); ++i) {
+    const LayerConfig& l = config_.layers[i];
+    Json layer{Json::Object()};
+    layer.set("layer", int64_t(i));
+    layer.set("kind", int64_t(i) >= config_.num_hidden_layers ? "mtp" : l.moe ? "moe" : "dense");
+    layer.set("num_attention_heads", l.num_attention_heads);
+    if (!config_.is_mla()) {
+      layer.set("num_key_value_heads", l.num_key_value_heads);
+      layer.set("head_dim", l.head_dim);
+    }
+    if (l.moe) {
+      layer.set("moe_intermediate_size", l.moe_intermediate_size);
+      layer.set("n_routed_experts", l.n_routed_experts);
+      layer.set("num_experts_per_tok", l.num_experts_per_tok);
+      layer.set("n_shared_experts", l.n_shared_experts);
+      layer.set("n_group", l.n_group);
+      layer.set("topk_group", l.topk_group);
+    } else {
+      layer.set("intermediate_size", l.intermediate_size);
+    }
+    layer.set("bytes", by_role(bytes[i + 1]));
+    layers.push_back(std::move(layer));
+  }
+
+  Json all{Json::Object()};
+  all.set("id", file_.model_id());
+  all.set("file_bytes", file_.file_bytes());
+  all.set("parameters", parameters());
+  all.set("bytes_per_token", bytes_per_token());
+  all.set("config", config_.effective);
+  all.set("bytes", by_role(bytes[0]));
+  all.set("layers", std::move(layers));
+  all.set("sections", Json::Array(file_.section_names().begin(), file_.section_names().end()));
+  if (const Json* provenance = file_.json().find("provenance")) all.set("provenance", *provenance);
+  all.set("tensors", std::move(tensors));
+  description_ = all.dump();
+  return description_;
+}
+
+}  // namespace dsv3

@@ -1,0 +1,54 @@
+// An opened model: its configuration, its tensors where they will be used, and what can be said about it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "ggml-lite/pack.h"
+#include "model/config.h"
+#include "model/placement.h"
+#include "model/tensors.h"
+
+namespace dsv3 {
+
+class Model {
+ public:
+  // Opens the packed file, reads its configuration and compares every tensor with the table; touches no weights.
+  static Result<std::unique_ptr<Model>> open(const std::string& path);
+
+  const lite::PackFile& file() const { return file_; }
+  const Config& config() const { return config_; }
+  const Placement& placement() const { return placement_; }
+  const std::vector<TensorInfo>& table() const { return table_; }
+
+  // A tensor of the table by name; of an optional one that is absent, what it is the same as, or no data at all.
+  lite::Tensor tensor(const std::string& name) const;
+  lite::Tensor rope_inv_freq(int64_t dim) const;  // f32 [dim / 2], of a layer's rotary_dim
+
+  int64_t parameters() const;       // of everything stored, aliases once
+  int64_t bytes_per_token() const;  // weights read to decode one token
+
+  // Everything as one JSON text; see dsv3_model_describe. Built at the first call.
+  const std::string& describe();
+
+  // Evaluations of one model run one after the other.
+  std::mutex& evaluation() { return evaluation_; }
+
+ private:
+  Model(lite::PackFile file, Config config);
+  Status check_tensors() const;
+  const lite::PackFile::Item* find(const TensorInfo& info) const;  // under whichever of its names
+
+  lite::PackFile file_;
+  Config config_;
+  Placement placement_;
+  std::vector<TensorInfo> table_;
+  std::map<std::string_view, const TensorInfo*> by_name_;
+  std::map<int64_t, std::vector<float>> inv_freq_;  // by dimension
+  std::mutex evaluation_, describing_;
+  std::string description_;
+};
+
+}  // namespace dsv3

@@ -1,0 +1,291 @@
+#include "model/session.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ggml-lite/ref/ref.h"
+#include "ggml-lite/scheduler.h"
+
+namespace dsv3 {
+
+using lite::invalid_argument;
+
+Session::Session(Model& model, const SessionOptions& options)
+    : model_(model), options_(options), sequences_(options.max_seqs, options.context) {}
+
+Status Session::plan() {
+  owned_backends_.push_back(lite::make_ref_backend(options_.n_threads));
+  for (const auto& backend : owned_backends_) backends_.push_back(backend.get());
+
+  GraphOptions o;
+  o.attention = options_.attention;
+  o.rounding = options_.rounding;
+  o.kv = options_.kv;
+  o.keep_hidden = options_.keep_hidden;
+  o.keep_routing = options_.keep_routing;
+  o.mtp = options_.mtp;
+  o.context = options_.context;
+  o.limits = {options_.max_batch_tokens, std::min(options_.max_seqs, options_.max_batch_tokens),
+              sequences_.blocks_per_sequence(), std::min(options_.max_logits, options_.max_batch_tokens)};
+  streams_ = make_streams(model_, o);
+  LITE_TRY(build_main(model_, o, streams_, &main_.step));
+  LITE_ASSIGN(main_.plan, lite::make_plan(&main_.step.graph, backends_));
+  if (options_.mtp) {
+    LITE_TRY(build_mtp(model_, o, streams_, &mtp_.step));
+    LITE_ASSIGN(mtp_.plan, lite::make_plan(&mtp_.step.graph, backends_));
+  }
+  return {};
+}
+
+namespace {
+int64_t stream_bytes(const lite::Stream& s, int64_t rows) { return rows * s.width * lite::size_of(s.dtype); }
+}  // namespace
+
+Result<MemoryUse> Session::memory(Model& model, const SessionOptions& options) {
+  Session session(model, options);
+  LITE_TRY(session.plan());
+  MemoryUse use{model.file().file_bytes(), 0, 0};
+  for (const lite::Stream& s : session.streams_) use.cache += stream_bytes(s, session.sequences_.pool_rows());
+  for (const Program* p : {&session.main_, &session.mtp_})
+    for (const int64_t bytes : p->plan.arena_bytes) use.activations += bytes;
+  use.activations += (options.mtp ? 2 : 1) * int64_t(options.max_logits) * model.config().output_size() * int64_t(sizeof(float));
+  return use;
+}
+
+Status Session::allocate() {
+  std::vector<std::byte*> streams;
+  for (const lite::Stream& s : streams_) {
+    LITE_ASSIGN(lite::Buffer buffer, backends_[s.device]->allocate(stream_bytes(s, sequences_.pool_rows())));
+    streams.push_back(buffer.get());
+    stream_memory_.push_back(std::move(buffer));
+  }
+  for (Program* p : {&main_, &mtp_}) {
+    std::vector<std::byte*> arenas;
+    for (size_t device = 0; device < p->plan.arena_bytes.size(); ++device) {
+      LITE_ASSIGN(lite::Buffer buffer, backends_[device]->allocate(p->plan.arena_bytes[device]));
+      arenas.push_back(buffer.get());
+      p->arenas.push_back(std::move(buffer));
+    }
+    lite::bind(&p->step.graph, p->plan, arenas, streams);
+  }
+  const size_t values = size_t(options_.max_logits) * size_t(model_.config().output_size());
+  logits_.resize(values);
+  if (options_.mtp) mtp_logits_.resize(values);
+  wanted_.reserve(size_t(options_.max_logits));
+  length_before_.resize(size_t(options_.max_seqs));
+  seq_count_.resize(size_t(options_.max_seqs));
+  last_token_.resize(size_t(options_.max_seqs));
+  row_of_token_.resize(size_t(options_.max_batch_tokens));
+  token_of_row_.resize(size_t(options_.max_batch_tokens));
+  mtp_row_of_token_.resize(size_t(options_.max_batch_tokens));
+  return {};
+}
+
+Result<std::unique_ptr<Session>> Session::create(Model& model, const SessionOptions& options) {
+  auto session = std::unique_ptr<Session>(new Session(model, options));
+  LITE_TRY(session->plan());
+  LITE_TRY(session->allocate());
+  return session;
+}
+
+// ---- evaluation -----------------------------------------------------------------------------------------------
+
+// Refuses a batch that cannot be evaluated as a whole, and lists the tokens whose logits are wanted.
+Status Session::check(const Batch& batch) {
+  const int32_t n = int32_t(batch.token.size());
+  if (n < 1) return invalid_argument("evaluate: a batch of ", n, " tokens, expected at least 1");
+  if ((options_.keep_hidden || options_.keep_routing) && n > options_.max_batch_tokens)
+    return invalid_argument("evaluate: a batch of ", n, " tokens with kept results, expected at most max_batch_tokens = ",
+                            options_.max_batch_tokens);
+  std::fill(seq_count_.begin(), seq_count_.end(), 0);
+  std::fill(last_token_.begin(), last_token_.end(), -1);
+  for (int32_t i = 0; i < n; ++i) {
+    const int32_t seq = batch.seq ? batch.seq[i] : 0;
+    if (batch.token[i] < 0 || batch.token[i] >= model_.config().vocab_size)
+      return invalid_argument("evaluate: token ", i, ": got id ", batch.token[i], ", expected 0..", model_.config().vocab_size - 1);
+    if (seq < 0 || seq >= options_.max_seqs)
+      return invalid_argument("evaluate: token ", i, ": got sequence ", seq, ", expected 0..", options_.max_seqs - 1);
+    ++seq_count_[seq];
+    last_token_[seq] = i;
+  }
+  for (int32_t seq = 0; seq < options_.max_seqs; ++seq) {
+    const int64_t total = sequences_.length(seq) + seq_count_[seq];
+    if (total > options_.context)
+      return Status(lite::Code::ContextFull,
+                    lite::str("evaluate: sequence ", seq, " holds ", sequences_.length(seq), " tokens and ", seq_count_[seq],
+                              " more do not fit its context of ", options_.context, "; truncate it or make a larger session"));
+  }
+  wanted_.clear();
+  std::fill(seq_count_.begin(), seq_count_.end(), 0);
+  for (int32_t i = 0; i < n; ++i) {
+    const int32_t seq = batch.seq ? batch.seq[i] : 0;
+    const int64_t position = sequences_.length(seq) + seq_count_[seq]++;
+    if (batch.want_logits ? batch.want_logits[i] == 0 : last_token_[seq] != i) continue;
+    if (int32_t(wanted_.size()) == options_.max_logits) {
+      wanted_.clear();
+      return invalid_argument("evaluate: more rows of logits are wanted than max_logits = ", options_.max_logits);
+    }
+    wanted_.push_back({i, int32_t(position), options_.mtp && position > 0});
+  }
+  return {};
+}
+
+Status Session::eval(const Batch& batch) {
+  const std::lock_guard lock(model_.evaluation());
+  batch_tokens_ = 0;
+  LITE_TRY(check(batch));
+  for (int32_t seq = 0; seq < options_.max_seqs; ++seq) length_before_[seq] = sequences_.length(seq);
+
+  const int32_t n = int32_t(batch.token.size());
+  Status status;
+  for (int32_t first = 0; first < n && status.ok(); first += options_.max_batch_tokens) {
+    const int32_t pass = std::min(options_.max_batch_tokens, n - first);
+    status = run_pass(batch, first, pass);
+    if (status.ok() && options_.mtp) status = run_mtp(batch, first, pass);
+    if (status.ok() && options_.progress && !options_.progress(first + pass, n))
+      status = Status(lite::Code::Cancelled, "evaluation cancelled by its progress callback");
+  }
+  cancel_.store(false, std::memory_order_relaxed);
+  if (!status.ok()) {
+    for (int32_t seq = 0; seq < options_.max_seqs; ++seq) sequences_.resize(seq, length_before_[seq]);
+    wanted_.clear();
+    return status;
+  }
+  batch_tokens_ = n;
+  return {};
+}
+
+// One row of StepInputs::seqs and its block table.
+void Session::add_sequence(Program& p, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count, int64_t kv_length) {
+  int32_t* entry = p.input(p.step.in.seqs, *n_seqs);
+  entry[0] = first;
+  entry[1] = count;
+  entry[2] = int32_t(kv_length);
+  std::copy_n(sequences_.block_table(seq), lite::ceil_div(kv_length, lite::kBlockRows), p.input(p.step.in.blocks, *n_seqs));
+  ++*n_seqs;
+}
+
+// Evaluates tokens [first, first + n) of the batch, sequence by sequence, in the order of the batch within each.
+Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
+  const StepGraph& s = main_.step;
+  std::fill(seq_count_.begin(), seq_count_.end(), 0);
+  for (int32_t i = 0; i < n; ++i) ++seq_count_[batch.seq ? batch.seq[first + i] : 0];
+
+  int32_t n_seqs = 0, row = 0;
+  for (int32_t seq = 0; seq < options_.max_seqs; ++seq) {
+    const int32_t count = seq_count_[seq];
+    seq_count_[seq] = row;  // from here on: the next row of the sequence
+    if (count == 0) continue;
+    sequences_.resize(seq, sequences_.length(seq) + count);
+    add_sequence(main_, &n_seqs, seq, row, count, sequences_.length(seq));
+    row += count;
+  }
+  for (int32_t i = 0; i < n; ++i) {
+    const int32_t seq = batch.seq ? batch.seq[first + i] : 0, r = seq_count_[seq]++;
+    row_of_token_[i] = r;
+    token_of_row_[r] = i;
+    main_.input(s.in.ids)[r] = batch.token[first + i];
+  }
+  for (int32_t k = 0; k < n_seqs; ++k) {
+    const int32_t* entry = main_.input(s.in.seqs, k);
+    const int32_t* blocks = main_.input(s.in.blocks, k);
+    for (int32_t j = 0; j < entry[1]; ++j) {
+      const int64_t position = entry[2] - entry[1] + j;
+      main_.input(s.in.positions)[entry[0] + j] = int32_t(position);
+      main_.input(s.in.kv_rows)[entry[0] + j] = blocks[position / lite::kBlockRows] * int32_t(lite::kBlockRows) + int32_t(position % lite::kBlockRows);
+    }
+  }
+  int32_t n_out = 0;
+  const auto by_token = [](const Wanted& w, int32_t token) { return w.token < token; };
+  const auto begin = std::lower_bound(wanted_.begin(), wanted_.end(), first, by_token);
+  const auto end = std::lower_bound(begin, wanted_.end(), first + n, by_token);
+  for (auto w = begin; w != end; ++w) main_.input(s.in.out_rows)[n_out++] = row_of_token_[w->token - first];
+
+  int32_t* counts = main_.input(s.in.counts);
+  counts[lite::kTokens] = n;
+  counts[lite::kSequences] = n_seqs;
+  counts[lite::kOutputs] = n_out;
+  LITE_TRY(lite::run(s.graph, main_.plan, backends_, cancel_));
+  const int64_t width = model_.config().output_size();
+  for (int32_t i = 0; i < n_out; ++i)
+    std::memcpy(&logits_[size_t((begin - wanted_.begin() + i) * width)], s.graph.tensor(s.logits).row<float>(i), size_t(width) * sizeof(float));
+  return {};
+}
+
+// The MTP layer for the same tokens: row for row the main pass without the first token of each sequence, each token
+// at the position before its own.
+Status Session::run_mtp(const Batch& batch, int32_t first, int32_t n) {
+  const StepGraph &s = mtp_.step, &m = main_.step;
+  std::fill_n(mtp_row_of_token_.begin(), n, -1);
+  int32_t n_seqs = 0, row = 0;
+  const int32_t main_seqs = main_.input(m.in.counts)[lite::kSequences];
+  for (int32_t k = 0; k < main_seqs; ++k) {
+    const int32_t* entry = main_.input(m.in.seqs, k);
+    const int32_t start = entry[2] - entry[1];  // position of the sequence's first token in this pass
+    const int32_t skip = start == 0 ? 1 : 0, count = entry[1] - skip;
+    if (count == 0) continue;
+    const int32_t main_first = entry[0] + skip, token = first + token_of_row_[main_first];
+    const int32_t seq = batch.seq ? batch.seq[token] : 0;
+    add_sequence(mtp_, &n_seqs, seq, row, count, entry[2] - 1);
+    for (int32_t j = 0; j < count; ++j, ++row) {
+      const int32_t position = start + skip + j - 1;
+      mtp_.input(s.in.ids)[row] = main_.input(m.in.ids)[main_first + j];
+      mtp_.input(s.in.positions)[row] = position;
+      mtp_.input(s.in.kv_rows)[row] = sequences_.row(seq, position);
+      mtp_row_of_token_[token_of_row_[main_first + j]] = row;
+    }
+  }
+  if (row == 0) return {};
+
+  int32_t n_out = 0;
+  for (const Wanted& w : wanted_)
+    if (w.has_mtp && w.token >= first && w.token < first + n) mtp_.input(s.in.out_rows)[n_out++] = mtp_row_of_token_[w.token - first];
+  int32_t* counts = mtp_.input(s.in.counts);
+  counts[lite::kTokens] = row;
+  counts[lite::kSequences] = n_seqs;
+  counts[lite::kOutputs] = n_out;
+  LITE_TRY(lite::run(s.graph, mtp_.plan, backends_, cancel_));
+  const int64_t width = model_.config().output_size();
+  int32_t from = 0;
+  for (size_t i = 0; i < wanted_.size(); ++i)
+    if (const Wanted& w = wanted_[i]; w.has_mtp && w.token >= first && w.token < first + n)
+      std::memcpy(&mtp_logits_[i * size_t(width)], s.graph.tensor(s.logits).row<float>(from++), size_t(width) * sizeof(float));
+  return {};
+}
+
+// ---- results --------------------------------------------------------------------------------------------------
+
+const Session::Wanted* Session::find_wanted(int32_t i) const {
+  const auto at = std::lower_bound(wanted_.begin(), wanted_.end(), i, [](const Wanted& w, int32_t token) { return w.token < token; });
+  return at != wanted_.end() && at->token == i ? &*at : nullptr;
+}
+
+const float* Session::logits(int32_t i) const {
+  const Wanted* w = find_wanted(i);
+  return w ? &logits_[size_t(w - wanted_.data()) * size_t(model_.config().output_size())] : nullptr;
+}
+
+const float* Session::mtp_logits(int32_t i) const {
+  const Wanted* w = find_wanted(i);
+  return w && w->has_mtp ? &mtp_logits_[size_t(w - wanted_.data()) * size_t(model_.config().output_size())] : nullptr;
+}
+
+int64_t Session::position(int32_t i) const {
+  const Wanted* w = find_wanted(i);
+  return w ? w->position : -1;
+}
+
+Result<lite::Tensor> Session::kept(const std::string& name, int32_t i) const {
+  for (const Program* p : {&main_, &mtp_}) {
+    const auto at = p->step.kept.find(name);
+    if (at == p->step.kept.end()) continue;
+    if (i < 0 || i >= batch_tokens_ || batch_tokens_ > options_.max_batch_tokens)
+      return invalid_argument("kept result \"", name, "\": got token ", i, ", expected 0..", batch_tokens_ - 1, " of the last batch");
+    const int32_t row = p == &main_ ? row_of_token_[i] : mtp_row_of_token_[i];
+    if (row < 0) return invalid_argument("kept result \"", name, "\": token ", i, " is the first of its sequence: it has no MTP row");
+    return lite::slice_rows(p->step.graph.tensor(at->second), row, 1);
+  }
+  return lite::not_found("kept result \"", name, "\": this session keeps no such value");
+}
+
+}  // namespace dsv3

@@ -1,0 +1,109 @@
+// A session: sequences, their cached rows, and the planned graphs that extend them.
+//
+// create() builds the graphs, plans their memory and allocates all of it; eval() only writes the step's inputs, runs,
+// and copies the wanted rows of logits. It allocates nothing.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ggml-lite/backend.h"
+#include "ggml-lite/kv.h"
+#include "ggml-lite/plan.h"
+#include "model/graphs.h"
+#include "model/model.h"
+
+namespace dsv3 {
+
+struct SessionOptions {
+  int32_t context, max_seqs, max_batch_tokens, max_logits, n_threads;
+  AttentionForm attention;
+  lite::Rounding rounding;
+  lite::DType kv;
+  bool keep_hidden, keep_routing, mtp;
+  std::function<bool(int64_t done, int64_t total)> progress;  // false: stop
+};
+
+struct MemoryUse {
+  int64_t weights, cache, activations;  // bytes
+};
+
+struct Batch {
+  std::span<const int32_t> token;
+  const int32_t* seq;          // null: all 0
+  const uint8_t* want_logits;  // null: the last token of each sequence
+};
+
+class Session {
+ public:
+  // Bytes that a session would take; allocates no more than the graphs.
+  static Result<MemoryUse> memory(Model& model, const SessionOptions& options);
+  static Result<std::unique_ptr<Session>> create(Model& model, const SessionOptions& options);
+
+  Model& model() { return model_; }
+  const SessionOptions& options() const { return options_; }
+  lite::Sequences& sequences() { return sequences_; }
+
+  // On any error no sequence has changed.
+  Status eval(const Batch& batch);
+  void cancel() { cancel_.store(true, std::memory_order_relaxed); }
+
+  // Of token i of the last batch; null when not asked for (MTP: or the first of its sequence).
+  const float* logits(int32_t i) const;
+  const float* mtp_logits(int32_t i) const;
+  // Position in its sequence of token i, whose logits were asked for; -1 otherwise.
+  int64_t position(int32_t i) const;
+  // Row of a kept value for token i of the last batch. NotFound: no such value; InvalidArgument: no such row.
+  Result<lite::Tensor> kept(const std::string& name, int32_t i) const;
+
+ private:
+  // A graph with its plan and its arenas.
+  struct Program {
+    StepGraph step;
+    lite::Plan plan;
+    std::vector<lite::Buffer> arenas;
+
+    int32_t* input(lite::Var v) const { return step.graph.tensor(v).row<int32_t>(0); }
+    int32_t* input(lite::Var v, int64_t row) const { return step.graph.tensor(v).row<int32_t>(row); }
+  };
+  // A token whose logits were asked for.
+  struct Wanted {
+    int32_t token;  // index in the batch
+    int32_t position;
+    bool has_mtp;
+  };
+
+  Session(Model& model, const SessionOptions& options);
+  Status plan();      // graphs and layouts; no memory yet
+  Status allocate();  // and bind
+  Status check(const Batch& batch);
+  Status run_pass(const Batch& batch, int32_t first, int32_t n);
+  Status run_mtp(const Batch& batch, int32_t first, int32_t n);
+  void add_sequence(Program& program, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count, int64_t kv_length);
+  const Wanted* find_wanted(int32_t i) const;
+
+  Model& model_;
+  SessionOptions options_;
+  lite::Sequences sequences_;
+  std::vector<std::unique_ptr<lite::Backend>> owned_backends_;
+  std::vector<lite::Backend*> backends_;  // by device
+  std::vector<lite::Stream> streams_;
+  std::vector<lite::Buffer> stream_memory_;
+  Program main_, mtp_;
+  std::atomic<bool> cancel_ = false;
+
+  std::vector<float> logits_, mtp_logits_;  // [max_logits, vocab_size]
+  std::vector<Wanted> wanted_;              // of the last batch, by token
+  int32_t batch_tokens_ = 0;                // of the last batch
+  std::vector<int64_t> length_before_;      // [max_seqs]
+  std::vector<int32_t> seq_count_;          // [max_seqs] tokens of the batch, then of a pass
+  std::vector<int32_t> last_token_;         // [max_seqs] index in the batch, or -1
+  std::vector<int32_t> row_of_token_;       // [max_batch_tokens] of the last pass, in the main graph
+  std::vector<int32_t> token_of_row_;       // [max_batch_tokens]
+  std::vector<int32_t> mtp_row_of_token_;   // [max_batch_tokens] or -1
+};
+
+}  // namespace dsv3

@@ -1,0 +1,32 @@
+// The one table of what a checkpoint holds: name, shape and role of every tensor. Converter, loader and `info`
+// all read this table; a tensor that is not in it does not exist.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+
+namespace dsv3 {
+
+// What a tensor is for; placement assigns devices to (layer, role).
+enum class Role { Embed, Attention, DenseFfn, Router, SharedExperts, RoutedExperts, Head, Mtp };
+constexpr int kRoles = 8;
+const char* role_name(Role role);  // "embed", "attention", "dense_ffn", ...
+
+struct TensorInfo {
+  std::string name;               // "model.layers.3.mlp.experts.7.up_proj.weight"
+  std::vector<std::string> also;  // other names that checkpoints have for it; a file has one of them
+  std::vector<int64_t> shape;
+  Role role = Role::Embed;
+  int layer = -1;       // -1: of no layer
+  int expert = -1;      // of routed experts, else -1
+  bool matrix = false;  // a projection or an expert's matrix: the converter's --dtype re-encodes it
+  bool optional = false;
+  std::string same_as;  // may be absent; when present and equal to this tensor, stored as an alias of it
+};
+
+// In the order of the computation; the tensors of one expert follow each other: gate, up, down.
+std::vector<TensorInfo> tensor_table(const Config& config);
+
+}  // namespace dsv3
