@@ -1,0 +1,170 @@
+#include "convert/checkpoint.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+
+#include "ggml-lite/json.h"
+
+namespace dsv3 {
+namespace {
+
+using lite::corrupt;
+using lite::Json;
+using lite::not_found;
+namespace fs = std::filesystem;
+
+constexpr int64_t kMaxText = 256 << 20;  // of any text file of a checkpoint; real ones have up to 20 MB
+constexpr const char* kSingle = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
+
+using ShardOf = std::map<std::string, std::string, std::less<>>;  // tensor -> file name
+
+bool exists(const std::string& path) {
+  std::error_code error;
+  return fs::exists(
+      fs::symlink_status(path, error));  // a dangling link exists, and opening it says what is wrong
+}
+
+// Why there are no weights, from what the folder holds instead.
+Status no_weights(const std::string& folder) {
+  std::vector<std::string> pickles, others;
+  std::error_code error;
+  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
+    const std::string extension = at->path().extension().string(), name = at->path().filename().string();
+    if (extension == ".bin" || extension == ".pt" || extension == ".pth" || extension == ".ckpt")
+      pickles.push_back(name);
+    if (extension == ".safetensors") others.push_back(name);
+  }
+  std::sort(pickles.begin(), pickles.end());
+  std::sort(others.begin(), others.end());
+  const std::string missing = lite::str("read ", folder, ": there is no ", kSingle, " and no ", kIndex);
+  if (!others.empty())
+    return not_found(missing, ", only ", list_names(others), "; try to get the missing files again");
+  if (!pickles.empty())
+    return not_found(
+        missing, ", only ", list_names(pickles),
+        "; pickled weights are never opened, as they can run code: get the checkpoint as safetensors");
+  return not_found(missing, "; try to get the weights again");
+}
+
+// A file of the folder itself: an index must not lead anywhere else.
+bool is_plain_name(const std::string& name) {
+  return name.ends_with(".safetensors") && name.find_first_of("/\\") == std::string::npos &&
+         std::none_of(name.begin(), name.end(), [](char c) { return uint8_t(c) < 0x20 || c == 0x7F; });
+}
+
+Result<ShardOf> read_index(const std::string& folder) {
+  const std::string path = folder + "/" + kIndex;
+  LITE_ASSIGN(const std::string text, lite::read_text(path, kMaxText));
+  LITE_ASSIGN(const Json json, Json::parse(text, path));
+  const Json* map = json.find("weight_map");
+  if (!map || !map->object()) return corrupt("read ", path, ": it has no object \"weight_map\"");
+  ShardOf shard_of;
+  for (const auto& [name, file] : *map->object()) {
+    if (!file.string() || !is_plain_name(*file.string()))
+      return corrupt("read ", path, ": tensor ", Json(name).dump(), ": got shard ",
+                     file.dump().substr(0, 200),
+                     ", expected the name of a .safetensors file of the same folder");
+    shard_of.emplace(name, *file.string());
+  }
+  return shard_of;
+}
+
+}  // namespace
+
+std::string list_names(const std::vector<std::string>& names) {
+  constexpr size_t kMost = 20;
+  std::string text;
+  for (size_t i = 0; i < std::min(names.size(), kMost); ++i) text += (i ? ", " : "") + names[i];
+  if (names.size() > kMost) text += lite::str(" and ", names.size() - kMost, " more");
+  return text;
+}
+
+Result<std::optional<std::string>> read_checkpoint_text(const std::string& folder, const std::string& name) {
+  const std::string path = folder + "/" + name;
+  if (!exists(path)) return std::optional<std::string>();
+  LITE_ASSIGN(std::string text, lite::read_text(path, kMaxText));
+  return std::optional<std::string>(std::move(text));
+}
+
+Result<Checkpoint> Checkpoint::open(const std::string& folder) {
+  const bool single = exists(folder + "/" + kSingle), index = exists(folder + "/" + kIndex);
+  if (!single && !index) return no_weights(folder);
+  if (single && index)
+    return corrupt("read ", folder, ": there are both ", kSingle, " and ", kIndex,
+                   "; remove the one that is stale");
+
+  Checkpoint checkpoint;
+  if (single) {
+    LITE_TRY(checkpoint.open_shards(folder, {kSingle}));
+    return checkpoint;
+  }
+  LITE_ASSIGN(const ShardOf shard_of, read_index(folder));
+  std::set<std::string> shards;
+  for (const auto& [name, shard] : shard_of) shards.insert(shard);
+  std::vector<std::string> missing;
+  for (const std::string& shard : shards)
+    if (!exists(folder + "/" + shard)) missing.push_back(shard);
+  if (!missing.empty())
+    return not_found("read ", folder, ": ", missing.size(), " of ", shards.size(), " shards named by ",
+                     kIndex, " are missing: ", list_names(missing), "; try to get them again");
+  LITE_TRY(checkpoint.open_shards(folder, {shards.begin(), shards.end()}));
+  LITE_TRY(checkpoint.check_index(shard_of).in("read " + folder));
+  return checkpoint;
+}
+
+Status Checkpoint::open_shards(const std::string& folder, const std::vector<std::string>& names) {
+  Status first;
+  std::vector<std::string> bad;
+  files_.reserve(names.size());
+  for (const std::string& name : names) {
+    auto file = SafetensorsFile::open(folder + "/" + name);
+    if (file.ok()) {
+      files_.push_back(std::move(*file));
+      continue;
+    }
+    if (first.ok())
+      first = file.status();
+    else
+      bad.push_back(name);
+  }
+  // An interrupted download often leaves several: name them all at once.
+  if (!bad.empty()) return {first.code(), first.message() + "; also bad: " + list_names(bad)};
+  LITE_TRY(first);
+  for (const SafetensorsFile& file : files_)
+    for (const SafetensorsEntry& entry : file.entries()) {
+      const auto [at, is_new] = tensors_.emplace(entry.name, Tensor{&file, &entry});
+      if (!is_new)
+        return corrupt("read ", folder, ": tensor \"", entry.name, "\" is both in ", at->second.file->path(),
+                       " and in ", file.path());
+    }
+  return {};
+}
+
+Status Checkpoint::check_index(const ShardOf& shard_of) const {
+  std::vector<std::string> absent, unnamed;
+  for (const auto& [name, shard] : shard_of) {
+    const Tensor* tensor = find(name);
+    if (!tensor || !tensor->file->path().ends_with("/" + shard))
+      absent.push_back(Json(name).dump() + " in " + shard);
+  }
+  if (!absent.empty())
+    return corrupt(kIndex, " names ", absent.size(),
+                   " tensors that are not in their shard: ", list_names(absent),
+                   "; index and shards are of different versions: get both again");
+  for (const auto& [name, tensor] : tensors_)
+    if (!shard_of.contains(name)) unnamed.emplace_back(name);
+  std::sort(unnamed.begin(), unnamed.end());
+  if (!unnamed.empty())
+    return corrupt(kIndex, " does not name ", unnamed.size(), " tensors of its shards: ", list_names(unnamed),
+                   "; index and shards are of different versions: get both again");
+  return {};
+}
+
+const Checkpoint::Tensor* Checkpoint::find(std::string_view name) const {
+  const auto at = tensors_.find(name);
+  return at == tensors_.end() ? nullptr : &at->second;
+}
+
+}  // namespace dsv3

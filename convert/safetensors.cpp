@@ -1,0 +1,150 @@
+#include "convert/safetensors.h"
+
+#include <fcntl.h>
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "ggml-lite/json.h"
+
+namespace dsv3 {
+namespace {
+
+using lite::corrupt;
+using lite::Json;
+using lite::unsupported;
+
+constexpr int64_t kMaxHeader = 100'000'000;  // the format's own limit
+
+// Every element type of the format with its bits: sizes are checked for tensors nobody needs, too.
+constexpr std::array<std::pair<std::string_view, int64_t>, 22> kBits = {{
+    {"BOOL", 8},        {"F4", 4},          {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},
+    {"F8_E5M2", 8},     {"F8_E4M3", 8},     {"F8_E8M0", 8}, {"U16", 16},    {"I16", 16}, {"F16", 16},
+    {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"BF16", 16},   {"U32", 32},    {"I32", 32}, {"F32", 32},
+    {"C64", 64},        {"U64", 64},        {"I64", 64},    {"F64", 64},
+}};
+
+// A string of the file in quotes, without anything a terminal would obey.
+std::string quoted(const std::string& text) {
+  return Json(text.substr(0, 200)).dump();
+}
+
+// A list of integers that are not negative.
+bool read_sizes(const Json* list, std::vector<int64_t>* out) {
+  if (!list || !list->array()) return false;
+  for (const Json& item : *list->array()) {
+    if (!item.integer() || *item.integer() < 0) return false;
+    out->push_back(*item.integer());
+  }
+  return true;
+}
+
+// One member of the header; its offset is still relative to the end of the header.
+Result<SafetensorsEntry> read_entry(const std::string& name, const Json& value) {
+  const std::string what = "tensor " + quoted(name);
+  if (std::any_of(name.begin(), name.end(), [](char c) { return uint8_t(c) < 0x20 || c == 0x7F; }))
+    return corrupt(what, ": its name has control characters");
+  if (!value.object()) return corrupt(what, ": got ", value.type_name(), ", expected an object");
+  SafetensorsEntry e;
+  e.name = name;
+  const Json* dtype = value.find("dtype");
+  if (!dtype || !dtype->string()) return corrupt(what, ": it has no dtype");
+  e.dtype = *dtype->string();
+  const auto type =
+      std::find_if(kBits.begin(), kBits.end(), [&](const auto& t) { return t.first == e.dtype; });
+  if (type == kBits.end()) return unsupported(what, ": unknown element type ", quoted(e.dtype));
+  if (!read_sizes(value.find("shape"), &e.shape))
+    return corrupt(what, ": its shape is not a list of integers of at least 0");
+  std::vector<int64_t> offsets;
+  if (!read_sizes(value.find("data_offsets"), &offsets) || offsets.size() != 2 || offsets[0] > offsets[1])
+    return corrupt(what, ": its data_offsets are not [begin, end] with begin <= end");
+  e.offset = offsets[0];
+  e.bytes = offsets[1] - offsets[0];
+
+  int64_t bits = type->second;
+  for (const int64_t n : e.shape)
+    if (!lite::checked_mul(bits, n, &bits)) return corrupt(what, ": its shape is too large to be real");
+  if (bits % 8 != 0 || bits / 8 != e.bytes)
+    return corrupt(what, ": its shape and type take ", bits, " bits, but its data_offsets span ", e.bytes,
+                   " bytes");
+  return e;
+}
+
+// The header's text as tensors; `data_bytes` follow it in the file.
+Status read_header(const std::string& text, int64_t data_bytes, std::vector<SafetensorsEntry>* entries) {
+  LITE_ASSIGN(const Json header, Json::parse(text, "the header"));
+  if (!header.object()) return corrupt("the header is ", header.type_name(), ", expected an object");
+  entries->reserve(header.object()->size());
+  for (const auto& [name, value] : *header.object()) {
+    if (name == "__metadata__") {
+      if (!value.object()) return corrupt("__metadata__ is ", value.type_name(), ", expected an object");
+      for (const auto& [key, item] : *value.object())
+        if (!item.string())
+          return corrupt("__metadata__ ", quoted(key), " is ", item.type_name(), ", expected a string");
+      continue;
+    }
+    LITE_ASSIGN(SafetensorsEntry entry, read_entry(name, value));
+    entries->push_back(std::move(entry));
+  }
+  std::sort(entries->begin(), entries->end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
+    return a.offset != b.offset ? a.offset < b.offset
+           : a.bytes != b.bytes ? a.bytes < b.bytes
+                                : a.name < b.name;
+  });
+  int64_t end = 0;
+  for (const SafetensorsEntry& e : *entries) {
+    if (e.offset != end)
+      return corrupt("tensor ", quoted(e.name), ": its data begins at ", e.offset, ", expected ", end,
+                     ": the tensors overlap or leave a hole");
+    if (!lite::checked_add(e.offset, e.bytes, &end))
+      return corrupt("tensor ", quoted(e.name), ": its data_offsets are too large to be real");
+  }
+  if (end != data_bytes)
+    return corrupt(
+        "got ", data_bytes, " bytes of data, expected ", end,
+        end > data_bytes ? "; the file is cut off: get it again" : "; something is appended to the file");
+  return {};
+}
+
+}  // namespace
+
+Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
+  LITE_ASSIGN(lite::File opened, lite::File::open(path));
+  SafetensorsFile out(std::move(opened));
+  const lite::File& file = out.file_;
+  const std::string what = "read " + path;
+
+  char start[24] = {};
+  const auto first = std::span(start).first(size_t(std::min<int64_t>(sizeof start, file.bytes())));
+  LITE_TRY(file.read(0, std::as_writable_bytes(first)));
+  if (lite::is_lfs_pointer({first.data(), first.size()}))
+    return corrupt(what,
+                   ": it is a git-lfs pointer, not the file itself; try \"git lfs pull\" in its folder");
+  if (file.bytes() < 8)
+    return corrupt(what, ": got ", file.bytes(), " bytes, too few for a safetensors file");
+  uint64_t header_bytes = 0;
+  for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | uint8_t(start[i]);
+  if (header_bytes > uint64_t(kMaxHeader))
+    return corrupt(what, ": it says its header has ", header_bytes, " bytes, expected at most ", kMaxHeader,
+                   "; it is not a safetensors file");
+  const int64_t data_begin = 8 + int64_t(header_bytes);
+  if (data_begin > file.bytes())
+    return corrupt(what, ": got ", file.bytes(), " bytes, expected at least the ", data_begin,
+                   " of the header; the file is cut off: get it again");
+  std::string text(header_bytes, '\0');
+  LITE_TRY(file.read(8, std::as_writable_bytes(std::span(text))));
+  LITE_TRY(read_header(text, file.bytes() - data_begin, &out.entries_).in(what));
+  for (SafetensorsEntry& e : out.entries_) e.offset += data_begin;
+  // Tensors are read from front to back; only a hint.
+  (void)::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_SEQUENTIAL);
+  return out;
+}
+
+Status SafetensorsFile::read(const SafetensorsEntry& entry, int64_t from, std::span<std::byte> to) const {
+  if (from < 0 || from > entry.bytes || int64_t(to.size()) > entry.bytes - from)
+    return lite::invalid_argument("read ", path(), ": tensor \"", entry.name, "\": bytes ", from, " to ",
+                                  from + int64_t(to.size()), " of ", entry.bytes);
+  return file_.read(entry.offset + from, to);
+}
+
+}  // namespace dsv3
