@@ -1,0 +1,64 @@
+/* Generates text with the C API:
+ *
+ *     embed MODEL PROMPT [N_TOKENS]
+ *
+ * Always the likeliest token, so the same prompt gives the same text. Everything that can fail returns a
+ * status; dsv3_last_error() says in words what went wrong. */
+#include "dsv3.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void check(dsv3_status status) {
+  if (status == DSV3_OK) return;
+  fprintf(stderr, "embed: %s\n", dsv3_last_error());
+  exit(1);
+}
+
+int main(int argc, char** argv) {
+  if (argc < 3 || argc > 4) {
+    fprintf(stderr, "usage: embed MODEL PROMPT [N_TOKENS]\n");
+    return 2;
+  }
+  const char* prompt = argv[2];
+  const long n_tokens = argc == 4 ? strtol(argv[3], NULL, 10) : 64;
+
+  dsv3_model* model;
+  check(dsv3_model_open(argv[1], NULL, &model));
+  const dsv3_tokenizer* tokenizer;
+  check(dsv3_model_tokenizer(model, &tokenizer));
+  dsv3_session* session; /* one sequence, with the model's default context */
+  check(dsv3_session_new(model, NULL, &session));
+
+  /* A first call counts the ids, a second writes them. The tokenizer's own beginning token goes in front. */
+  const size_t n_bytes = strlen(prompt);
+  size_t n_ids;
+  check(dsv3_tokenize(tokenizer, prompt, n_bytes, DSV3_BOS_AUTO, NULL, 0, &n_ids));
+  int32_t* ids = malloc((n_ids + 1) * sizeof *ids);
+  if (!ids) return 1;
+  check(dsv3_tokenize(tokenizer, prompt, n_bytes, DSV3_BOS_AUTO, ids, n_ids, &n_ids));
+
+  const dsv3_sampling greedy = {.struct_size = sizeof greedy, .temperature = 0};
+  dsv3_batch batch = {.struct_size = sizeof batch, .n = (int32_t)n_ids, .token = ids};
+  int32_t id;
+  for (long i = 0; i < n_tokens; ++i) {
+    check(dsv3_eval(session, &batch)); /* first the whole prompt, then token by token */
+    check(dsv3_sample(session, batch.n - 1, &greedy, 0, &id));
+    if (dsv3_is_end_token(model, id)) break;
+
+    char text[256]; /* more than any token has; it may end within a character, which the next one completes */
+    size_t length;
+    check(dsv3_detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL, text, sizeof text, &length));
+    fwrite(text, 1, length < sizeof text ? length : sizeof text, stdout);
+    fflush(stdout);
+    batch.n = 1;
+    batch.token = &id;
+  }
+  printf("\n");
+
+  free(ids);
+  dsv3_session_free(session);
+  check(dsv3_model_close(model));
+  return 0;
+}
