@@ -1,0 +1,312 @@
+#include "tools/common.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <set>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+namespace tools {
+
+// ---- ends -------------------------------------------------------------------------------------------------
+
+void fail_errno(const std::string& what) {
+  fail(what, ": ", std::strerror(errno));
+}
+
+void check(dsv3_status status) {
+  if (status == DSV3_CANCELLED) throw Interrupted{};
+  if (status != DSV3_OK) fail(dsv3_last_error());
+}
+
+std::string printable(std::string_view bytes) {
+  std::string line;
+  for (const char c : bytes) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte != 0x7f) {
+      line += c;
+    } else {
+      char escape[8];
+      std::snprintf(escape, sizeof escape, "\\x%02x", byte);
+      line += escape;
+    }
+  }
+  return line;
+}
+
+std::string size_text(int64_t bytes) {
+  static constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
+  double size = double(bytes);
+  size_t unit = 0;
+  for (; size >= 1000 && unit < 4; ++unit) size /= 1000;
+  char number[32];
+  std::snprintf(number, sizeof number, unit == 0 ? "%.0f %s" : "%.2f %s", size, kUnits[unit]);
+  return number;
+}
+
+// ---- standard streams -------------------------------------------------------------------------------------
+
+std::string read_file(const std::string& path) {
+  const bool standard = path == "-";
+  const std::string name = standard ? "standard input" : path;
+  const int fd = standard ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) fail_errno("read " + name);
+  struct Closer {
+    int fd;
+    ~Closer() {
+      if (fd != STDIN_FILENO) close(fd);
+    }
+  } closer{fd};
+
+  std::string bytes;
+  char buffer[1 << 16];
+  for (;;) {
+    throw_if_interrupted();
+    const ssize_t n = read(fd, buffer, sizeof buffer);
+    if (n == 0) return bytes;
+    if (n > 0)
+      bytes.append(buffer, size_t(n));
+    else if (errno != EINTR)
+      fail_errno("read " + name);
+  }
+}
+
+void write_stdout(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = write(STDOUT_FILENO, bytes.data(), bytes.size());
+    if (n >= 0) {
+      bytes.remove_prefix(size_t(n));
+    } else if (errno == EINTR) {
+      throw_if_interrupted();
+    } else if (errno == EAGAIN) {  // whoever shares the stream has made it non-blocking
+      pollfd out = {STDOUT_FILENO, POLLOUT, 0};
+      poll(&out, 1, -1);
+      throw_if_interrupted();
+    } else if (errno == EPIPE) {
+      throw ReaderGone{};
+    } else {
+      fail_errno("write to standard output");
+    }
+  }
+}
+
+void note(std::string_view line) {
+  std::fprintf(stderr, "%s\n", printable(line).c_str());
+}
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+Progress::Progress(std::string what, bool quiet)
+    : what_(std::move(what)), quiet_(quiet), terminal_(isatty(STDERR_FILENO)), last_(seconds()) {}
+
+void Progress::show(int64_t done, int64_t total) {
+  const double now = seconds(), interval = !terminal_ ? 10 : shown_ ? 0.2 : 1;  // in seconds
+  if (quiet_ || done == total || now - last_ < interval) return;
+  last_ = now;
+  shown_ = true;
+  const std::string line = text(what_, ": ", done, " of ", total, " tokens");
+  if (terminal_)
+    std::fprintf(stderr, "\r%s\033[K", line.c_str());
+  else
+    note(line);
+}
+
+void Progress::finish() {
+  if (shown_ && terminal_) std::fputs("\r\033[K", stderr);
+  shown_ = false;
+}
+
+int show_progress(void* progress, int64_t done, int64_t total) {
+  static_cast<Progress*>(progress)->show(done, total);
+  return 0;
+}
+
+// ---- signals ----------------------------------------------------------------------------------------------
+
+namespace {
+
+std::atomic<int> the_signal = 0;
+std::atomic<dsv3_session*> the_session = nullptr;  // what a signal cancels
+static_assert(std::atomic<dsv3_session*>::is_always_lock_free, "a signal handler reads it");
+
+void on_signal(int number) {
+  the_signal = number;
+  dsv3_cancel(the_session);
+}
+
+}  // namespace
+
+void catch_signals() {
+  struct sigaction action = {};
+  action.sa_handler = on_signal;
+  action.sa_flags = int(SA_RESETHAND);  // no SA_RESTART: a read or write that waits ends, too
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  struct sigaction hangup = {};
+  sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);  // under nohup it stays ignored
+}
+
+int caught_signal() {
+  return the_signal;
+}
+
+void throw_if_interrupted() {
+  if (caught_signal()) throw Interrupted{};
+}
+
+// ---- the C API's handles ----------------------------------------------------------------------------------
+
+namespace {
+
+void log_warnings(void*, dsv3_log_level level, const char* line) {
+  if (level == DSV3_LOG_WARNING) note(text("warning: ", line));
+}
+
+void log_all(void*, dsv3_log_level level, const char* line) {
+  note(text(level == DSV3_LOG_WARNING ? "warning: " : "", line));
+}
+
+}  // namespace
+
+Model open_model(const std::string& path, const std::string& backend, bool quiet) {
+  dsv3_model_options options = {};
+  options.struct_size = sizeof options;
+  options.backend = backend.empty() ? nullptr : backend.c_str();
+  options.log = quiet ? log_warnings : log_all;
+  dsv3_model* model = nullptr;
+  check(dsv3_model_open(path.c_str(), &options, &model));
+  return Model(model);
+}
+
+dsv3_model_info get_info(const Model& model) {
+  dsv3_model_info info = {};
+  info.struct_size = sizeof info;
+  check(dsv3_model_get_info(model.get(), &info));
+  return info;
+}
+
+Session new_session(const Model& model, const dsv3_session_options& options) {
+  dsv3_session* session = nullptr;
+  check(dsv3_session_new(model.get(), &options, &session));
+  the_session = session;
+  Session owner(session);
+  throw_if_interrupted();  // a signal that came before there was anything to cancel
+  return owner;
+}
+
+void FreeSession::operator()(dsv3_session* session) const {
+  the_session = nullptr;
+  dsv3_session_free(session);
+}
+
+std::vector<int32_t> tokenize(const dsv3_tokenizer* tokenizer, std::string_view text, uint32_t flags) {
+  std::vector<int32_t> ids(text.size() + 1);  // rarely too few: a token is at least a byte
+  size_t n = 0;
+  check(dsv3_tokenize(tokenizer, text.data(), text.size(), flags, ids.data(), ids.size(), &n));
+  const bool fits = n <= ids.size();
+  ids.resize(n);
+  if (!fits) check(dsv3_tokenize(tokenizer, text.data(), text.size(), flags, ids.data(), ids.size(), &n));
+  return ids;
+}
+
+std::string detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags) {
+  std::string bytes(16 * n_ids, '\0');
+  size_t n = 0;
+  check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes.data(), bytes.size(), &n));
+  const bool fits = n <= bytes.size();
+  bytes.resize(n);
+  if (!fits) check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes.data(), bytes.size(), &n));
+  return bytes;
+}
+
+nlohmann::json parse_json(const std::string& bytes, const std::string& what) {
+  using nlohmann::json;
+  std::set<std::string> names;
+  const auto no_name_twice = [&](int depth, json::parse_event_t event, json& value) {
+    if (depth == 1 && event == json::parse_event_t::key && !names.insert(value.get<std::string>()).second)
+      fail(what, ": ", value.dump(), " is there twice");
+    return true;
+  };
+  try {
+    return json::parse(bytes, no_name_twice);
+  } catch (const json::exception& e) {
+    // "[json.exception.parse_error.101] parse error at line 1, ..."
+    const std::string_view reason = e.what();
+    fail(what, ": ", reason.substr(reason.find("] ") + 2));
+  }
+}
+
+std::vector<int32_t> ids_of(const nlohmann::json& list, const std::string& what) {
+  if (!list.is_array()) fail(what, ": got ", list.type_name(), ", expected a list of token ids");
+  std::vector<int32_t> ids;
+  for (const nlohmann::json& id : list) {
+    if (!id.is_number_integer() || id < 0 || id > INT32_MAX)
+      fail(what, ": item ", ids.size(), ": got ",
+           id.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).substr(0, 40),
+           ", expected a token id");
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+// ---- options ----------------------------------------------------------------------------------------------
+
+std::function<std::string(const std::string&)> number(double smallest, double largest) {
+  return [=](const std::string& given) {
+    double value = NAN;
+    const bool inside = CLI::detail::lexical_cast(given, value) && value >= smallest && value <= largest;
+    char range[64];
+    std::snprintf(range, sizeof range, "%.0f..%.0f", smallest, largest);
+    return inside ? std::string() : text("got ", given, ", expected a number in ", range);
+  };
+}
+
+void ComputeOptions::add_to(CLI::App* command) {
+  command
+      ->add_option("-t,--threads", n_threads,
+                   "threads (default: the physical cores); results do not depend on them")
+      ->check(number(1, 1024))
+      ->type_name("N");
+  command->add_option("--attention", attention, "how MLA is computed over the cached latents")
+      ->check(CLI::IsMember({"absorbed", "expanded"}))
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--gemm", gemm,
+          "activations of products with FP8 matrices: as they are, or rounded to FP8 (W8A8) with scales in "
+          "the checkpoint's format, in f32, or as powers of two")
+      ->check(CLI::IsMember({"f32", "fp8", "fp8:f32", "fp8:ue8m0"}))
+      ->capture_default_str();
+  command->add_option("--kv", kv, "type of cached values")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--backend", backend, "what computes")->capture_default_str();
+}
+
+dsv3_session_options ComputeOptions::session_options() const {
+  dsv3_session_options options = {};
+  options.struct_size = sizeof options;
+  options.n_threads = n_threads;
+  options.attention = attention == "expanded" ? DSV3_ATTENTION_EXPANDED : DSV3_ATTENTION_ABSORBED;
+  options.gemm = gemm == "fp8"         ? DSV3_GEMM_FP8
+                 : gemm == "fp8:f32"   ? DSV3_GEMM_FP8_F32
+                 : gemm == "fp8:ue8m0" ? DSV3_GEMM_FP8_UE8M0
+                                       : DSV3_GEMM_F32;
+  options.kv = kv == "bf16" ? DSV3_KV_BF16 : DSV3_KV_F32;
+  return options;
+}
+
+}  // namespace tools

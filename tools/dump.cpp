@@ -1,0 +1,245 @@
+// dsv3 dump: logits, hidden states and routing of given token ids, in one safetensors file.
+//
+// Several sequences are evaluated together, their tokens interleaved in every call. What each tensor holds is
+// fixed by the shape of the model, so the file is laid out first and filled row by row.
+#include <algorithm>
+#include <numeric>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "tools/common.h"
+#include "tools/tensor_file.h"
+
+namespace tools {
+namespace {
+
+using nlohmann::json;
+
+struct DumpOptions {
+  std::string model, ids, out;
+  int32_t chunk = 0;  // 0: see kCallTokens
+  bool mtp = false;
+  ComputeOptions compute;
+};
+
+// Tokens of one call, unless --chunk says otherwise: their logits are all in memory.
+constexpr int64_t kCallTokens = 512;
+
+struct Sequence {
+  std::string name;  // "": the only one, its tensors have bare names
+  std::vector<int32_t> ids;
+
+  int64_t length() const { return int64_t(ids.size()); }
+  std::string key(const std::string& tensor) const { return name.empty() ? tensor : name + "/" + tensor; }
+};
+
+// A layer with experts.
+struct RoutedLayer {
+  int64_t layer, n_routed_experts, num_experts_per_tok;
+  bool mtp;  // its row i belongs to token i + 1
+};
+
+std::vector<Sequence> read_sequences(const std::string& given) {
+  if (given.find_first_not_of("0123456789-, ") == std::string::npos)
+    return {{"", ids_of(parse_json("[" + given + "]", "--ids"), "--ids")}};
+  const json all = parse_json(read_file(given), given);
+  if (!all.is_object()) return {{"", ids_of(all, given)}};
+  std::vector<Sequence> sequences;
+  for (const auto& [name, ids] : all.items()) {
+    if (name.empty()) fail(given, ": a sequence without a name");
+    sequences.push_back({name, ids_of(ids, given + ": \"" + name + "\"")});
+  }
+  return sequences;
+}
+
+void check_sequences(const DumpOptions& o, const std::vector<Sequence>& sequences, int32_t vocab_size) {
+  if (sequences.empty()) fail(o.ids, ": no sequences");
+  for (const Sequence& s : sequences) {
+    const std::string what = s.name.empty() ? o.ids : o.ids + ": \"" + s.name + "\"";
+    if (s.ids.empty()) fail("--ids ", what, ": an empty list, expected at least one token id");
+    for (size_t i = 0; i < s.ids.size(); ++i)
+      if (s.ids[i] >= vocab_size)
+        fail("--ids ", what, ": item ", i, ": got ", s.ids[i], ", expected 0..", vocab_size - 1,
+             ", the ids of ", o.model);
+  }
+}
+
+std::vector<RoutedLayer> routed_layers(const Model& model, bool mtp) {
+  const char* description = nullptr;
+  check(dsv3_model_describe(model.get(), &description));
+  std::vector<RoutedLayer> routed;
+  const json all = json::parse(description);
+  for (const json& layer : all["layers"]) {
+    const bool is_mtp = layer["kind"] == "mtp";
+    if (layer.contains("n_routed_experts") && (mtp || !is_mtp))
+      routed.push_back({layer["layer"], layer["n_routed_experts"], layer["num_experts_per_tok"], is_mtp});
+  }
+  return routed;
+}
+
+class Dump {
+ public:
+  Dump(const DumpOptions& options, std::vector<Sequence> sequences, const Model& model)
+      : o_(options),
+        sequences_(std::move(sequences)),
+        info_(get_info(model)),
+        routed_(routed_layers(model, options.mtp)),
+        file_(options.out),
+        session_(open_session(model)) {}
+
+  void write() {
+    for (const Sequence& s : sequences_) announce(s);
+    file_.create();
+    evaluate();
+    file_.finish();
+  }
+
+ private:
+  // Tokens of each sequence in one call.
+  int64_t chunk() const {
+    return o_.chunk ? o_.chunk : std::max<int64_t>(1, kCallTokens / int64_t(sequences_.size()));
+  }
+
+  Session open_session(const Model& model) const {
+    int64_t longest = 0, call = 0;
+    for (const Sequence& s : sequences_) {
+      longest = std::max(longest, s.length());
+      call += std::min(s.length(), chunk());
+    }
+    if (longest > info_.max_position_embeddings)
+      fail("--ids ", o_.ids, ": ", longest, " tokens in a sequence, expected at most ",
+           info_.max_position_embeddings, ", the limit of ", o_.model);
+    dsv3_session_options options = o_.compute.session_options();
+    options.context = int32_t(longest);
+    options.max_seqs = int32_t(sequences_.size());
+    options.max_batch_tokens = options.max_logits = int32_t(std::min<int64_t>(call, INT32_MAX));
+    options.keep = DSV3_KEEP_HIDDEN | DSV3_KEEP_ROUTING;
+    options.mtp = o_.mtp;
+    return new_session(model, options);
+  }
+
+  void announce(const Sequence& s) {
+    using Type = TensorFile::Type;
+    const int64_t n_tokens = s.length();
+    file_.add(s.key("logits"), Type::F32, {n_tokens, info_.vocab_size});
+    file_.add(s.key("hidden"), Type::F32, {info_.n_layers + 1, n_tokens, info_.hidden_size});
+    file_.add(s.key("final"), Type::F32, {n_tokens, info_.hidden_size});
+    if (o_.mtp) file_.add(s.key("mtp_logits"), Type::F32, {n_tokens - 1, info_.vocab_size});
+    for (const RoutedLayer& r : routed_) {
+      const int64_t rows = n_tokens - r.mtp;
+      file_.add(s.key(text("router_ids.", r.layer)), Type::I64, {rows, r.num_experts_per_tok});
+      file_.add(s.key(text("router_weights.", r.layer)), Type::F32, {rows, r.num_experts_per_tok});
+      file_.add(s.key(text("router_logits.", r.layer)), Type::F32, {rows, r.n_routed_experts});
+    }
+  }
+
+  // One call: up to chunk() tokens of every sequence from position `start` on, token by token in turn.
+  void evaluate() {
+    const int64_t total = std::accumulate(sequences_.begin(), sequences_.end(), int64_t(0),
+                                          [](int64_t sum, const Sequence& s) { return sum + s.length(); });
+    Progress progress("dump", false);
+    std::vector<int32_t> token, seq;
+    int64_t done = 0;
+    for (int64_t start = 0; done < total; start += chunk()) {
+      token.clear();
+      seq.clear();
+      for (int64_t t = start; t < start + chunk(); ++t)
+        for (size_t i = 0; i < sequences_.size(); ++i)
+          if (t < sequences_[i].length()) {
+            token.push_back(sequences_[i].ids[size_t(t)]);
+            seq.push_back(int32_t(i));
+          }
+      const std::vector<uint8_t> want_logits(token.size(), 1);
+      dsv3_batch batch = {};
+      batch.struct_size = sizeof batch;
+      batch.n = int32_t(token.size());
+      batch.token = token.data();
+      batch.seq = seq.data();
+      batch.want_logits = want_logits.data();
+      batch.phase = DSV3_PHASE_PROMPT;
+      check(dsv3_eval(session_.get(), &batch));
+
+      std::vector<int64_t> position(sequences_.size(), start);
+      for (int32_t i = 0; i < batch.n; ++i)
+        write_token(i, sequences_[size_t(seq[i])], position[size_t(seq[i])]++);
+      progress.show(done += batch.n, total);
+    }
+  }
+
+  // Everything about token i of the last call, token t of its sequence.
+  void write_token(int32_t i, const Sequence& s, int64_t t) {
+    const float* logits = nullptr;
+    check(dsv3_logits(session_.get(), i, &logits));
+    file_.write_row(s.key("logits"), t, logits, info_.vocab_size);
+    for (int64_t layer = 0; layer <= info_.n_layers; ++layer)
+      write_kept(i, text("hidden.", layer), s.key("hidden"), layer * s.length() + t);
+    write_kept(i, "final", s.key("final"), t);
+    for (const RoutedLayer& r : routed_) {
+      if (t < r.mtp) continue;
+      for (const char* kind : {"router_ids.", "router_weights.", "router_logits."}) {
+        const std::string name = text(kind, r.layer);
+        write_kept(i, name, s.key(name), t - r.mtp);
+      }
+    }
+    if (o_.mtp && t > 0) {
+      check(dsv3_mtp_logits(session_.get(), i, &logits));
+      file_.write_row(s.key("mtp_logits"), t - 1, logits, info_.vocab_size);
+    }
+  }
+
+  void write_kept(int32_t i, const std::string& name, const std::string& key, int64_t row) {
+    dsv3_dtype dtype = DSV3_F32;
+    const void* values = nullptr;
+    int32_t n = 0;
+    check(dsv3_kept(session_.get(), name.c_str(), i, &dtype, &values, &n));
+    if (dtype == DSV3_F32) {
+      file_.write_row(key, row, static_cast<const float*>(values), n);
+    } else {
+      const auto* ids = static_cast<const int32_t*>(values);
+      file_.write_row(key, row, std::vector<int64_t>(ids, ids + n).data(), n);
+    }
+  }
+
+  const DumpOptions& o_;
+  const std::vector<Sequence> sequences_;
+  const dsv3_model_info info_;
+  const std::vector<RoutedLayer> routed_;
+  TensorFile file_;
+  Session session_;
+};
+
+void dump(const DumpOptions& o) {
+  catch_signals();
+  std::vector<Sequence> sequences = read_sequences(o.ids);
+  const Model model = open_model(o.model, o.compute.backend);
+  check_sequences(o, sequences, get_info(model).vocab_size);
+  Dump(o, std::move(sequences), model).write();
+}
+
+}  // namespace
+
+void add_dump(CLI::App* program) {
+  const auto o = std::make_shared<DumpOptions>();
+  CLI::App* command =
+      program->add_subcommand("dump", "Write logits, hidden states and routing of given token ids");
+  command->add_option("MODEL", o->model, "packed file")->required();
+  command
+      ->add_option(
+          "--ids", o->ids,
+          "1,2,3, or a JSON file: a list of ids, or an object {name: list}, whose sequences are evaluated "
+          "together and whose tensors are called name/...")
+      ->required();
+  command->add_option("--out", o->out, "safetensors file to write")->required();
+  command
+      ->add_option("--chunk", o->chunk,
+                   "most tokens of a sequence in one call (default: 512 tokens of all together); results do "
+                   "not depend on it")
+      ->check(number(1, INT32_MAX))
+      ->type_name("N");
+  command->add_flag("--mtp", o->mtp, "evaluate the multi-token-prediction layer, too");
+  o->compute.add_to(command);
+  command->callback([o] { dump(*o); });
+}
+
+}  // namespace tools

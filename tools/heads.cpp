@@ -1,0 +1,181 @@
+// dsv3 classify, tag and answer: the heads that are not a language model's, on a text or on token ids.
+#include <algorithm>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "tools/common.h"
+#include "tools/rows.h"
+
+namespace tools {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct HeadOptions {
+  std::string model, question;
+  RowOptions rows;
+  ComputeOptions compute;
+  int max_tokens = 30;
+  bool as_json = false;
+};
+
+void require_task(const Model& model, dsv3_task task, const char* command, const char* head) {
+  if (get_info(model).task != task)
+    fail(command, ": the model has no ", head, " head; dsv3 info shows its architecture");
+}
+
+std::string label(const Model& model, size_t i) {
+  return dsv3_model_label(model.get(), int32_t(i));
+}
+
+std::string line(const ordered_json& value) {
+  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+}
+
+// {"label", "score", "scores": {label: probability}, "logits"} of one row of logits.
+ordered_json classified(const Model& model, const std::vector<float>& logits) {
+  const std::vector<double> p = softmax(logits);
+  const size_t best = size_t(std::max_element(p.begin(), p.end()) - p.begin());
+  ordered_json scores = ordered_json::object();
+  for (size_t i = 0; i < p.size(); ++i) scores[label(model, i)] = p[i];
+  return {{"label", label(model, best)}, {"score", p[best]}, {"scores", scores}, {"logits", logits}};
+}
+
+void classify(const HeadOptions& o) {
+  const Model model = open_model(o.model, o.compute.backend);
+  require_task(model, DSV3_TASK_SEQUENCE_CLASSIFICATION, "classify", "sequence classification");
+  std::string given;
+  const std::vector<Row> rows = o.rows.read(model, &given);
+  const dsv3_model_info info = get_info(model);
+  const bool one_length =
+      std::all_of(rows.begin(), rows.end(), [&](const Row& r) { return r.ids.size() == rows[0].ids.size(); });
+  if (rows.size() > 1 && info.pad_token_id < 0 && one_length)
+    fail("classify: ", rows.size(),
+         " rows of one length, but the model has no pad_token_id to tell padding by; give them one by one");
+  for (const Row& row : rows) {
+    const ordered_json result = classified(model, evaluate(model, o.compute, row, false).values[0]);
+    write_stdout(o.as_json
+                     ? line(result)
+                     : text(result["label"].get<std::string>(), "\t", result["score"].get<double>(), "\n"));
+  }
+}
+
+void tag(const HeadOptions& o) {
+  const Model model = open_model(o.model, o.compute.backend);
+  require_task(model, DSV3_TASK_TOKEN_CLASSIFICATION, "tag", "token classification");
+  std::string given;
+  const std::vector<Row> rows = o.rows.read(model, &given);
+  const dsv3_tokenizer* tokenizer = nullptr;
+  if (o.rows.ids.empty()) check(dsv3_model_tokenizer(model.get(), &tokenizer));
+  for (const Row& row : rows) {
+    const Outputs out = evaluate(model, o.compute, row, true);
+    const Offsets offsets = tokenizer ? character_offsets(tokenizer, row.ids) : Offsets{};
+    ordered_json tokens = ordered_json::array();
+    std::string lines;
+    for (size_t i = 0; i < out.values.size(); ++i) {
+      ordered_json token = {{"id", row.ids[i]}};
+      std::string bytes;
+      if (tokenizer) {
+        bytes = detokenize(tokenizer, &row.ids[i], 1, 0);
+        token["text"] = bytes;
+        token["start"] = offsets.begin[i];
+        token["end"] = offsets.end[i];
+      }
+      token.update(classified(model, out.values[i]));
+      lines += text(tokenizer ? printable(bytes) : std::to_string(row.ids[i]), "\t",
+                    token["label"].get<std::string>(), "\t", token["score"].get<double>(), "\n");
+      tokens.push_back(std::move(token));
+    }
+    write_stdout(o.as_json ? line(tokens) : lines);
+  }
+}
+
+struct Span {
+  size_t begin = 0, end = 0;  // tokens, both in the answer
+  double score = -1;
+};
+
+// The span with the largest product of probabilities, of at most max_tokens tokens from `first` on.
+Span best_span(const std::vector<double>& start, const std::vector<double>& end, size_t first,
+               size_t max_tokens) {
+  Span best;
+  for (size_t i = first; i < start.size(); ++i)
+    for (size_t j = i; j < std::min(end.size(), i + max_tokens); ++j)
+      if (start[i] * end[j] > best.score) best = {i, j, start[i] * end[j]};
+  return best;
+}
+
+void answer(const HeadOptions& o) {
+  const Model model = open_model(o.model, o.compute.backend);
+  require_task(model, DSV3_TASK_QUESTION_ANSWERING, "answer", "question answering");
+  if (o.rows.ids.empty() && o.question.empty()) fail("answer: --question is missing");
+  std::string context;
+  std::vector<Row> rows = o.rows.read(model, &context);
+  size_t first = 0;  // token of the context
+  const dsv3_tokenizer* tokenizer = nullptr;
+  std::vector<int32_t> context_ids;
+  if (o.rows.ids.empty()) {  // the model reads the question, then the context
+    check(dsv3_model_tokenizer(model.get(), &tokenizer));
+    context_ids = tokenize(tokenizer, context, 0);
+    std::vector<int32_t> ids = tokenize(tokenizer, o.question, DSV3_BOS_AUTO);
+    first = ids.size();
+    ids.insert(ids.end(), context_ids.begin(), context_ids.end());
+    rows = {{ids, std::vector<uint8_t>(ids.size(), 1)}};
+  }
+  for (const Row& row : rows) {
+    const Outputs out = evaluate(model, o.compute, row, true);
+    std::vector<float> start, end;
+    for (const std::vector<float>& v : out.values) {
+      start.push_back(v[0]);
+      end.push_back(v[1]);
+    }
+    const Span span = best_span(softmax(start), softmax(end), first, size_t(o.max_tokens));
+    ordered_json result = {
+        {"score", span.score}, {"first_token", span.begin - first}, {"last_token", span.end - first}};
+    std::string words;
+    if (tokenizer) {
+      const Offsets offsets = character_offsets(tokenizer, context_ids);
+      words = detokenize(tokenizer, &row.ids[span.begin], span.end - span.begin + 1, DSV3_SKIP_SPECIAL);
+      result.update({{"answer", words},
+                     {"start", offsets.begin[span.begin - first]},
+                     {"end", offsets.end[span.end - first]}});
+    }
+    result["start_logits"] = start;
+    result["end_logits"] = end;
+    if (o.as_json)
+      write_stdout(line(result));
+    else
+      write_stdout(tokenizer ? words + "\n"
+                             : text("tokens ", span.begin, "-", span.end, "\t", span.score, "\n"));
+  }
+}
+
+CLI::App* add_head(CLI::App* program, const char* name, const char* what, void (*run)(const HeadOptions&),
+                   std::shared_ptr<HeadOptions> o) {
+  CLI::App* command = program->add_subcommand(name, what);
+  command->add_option("MODEL", o->model, "packed file")->required();
+  o->rows.add_to(command);
+  o->compute.add_to(command);
+  command->add_flag("--json", o->as_json, "JSON, a line a row, with all scores and logits");
+  command->callback([o, run] { run(*o); });
+  return command;
+}
+
+}  // namespace
+
+void add_heads(CLI::App* program) {
+  add_head(program, "classify", "The label of a text (sequence classification models)", classify,
+           std::make_shared<HeadOptions>());
+  add_head(program, "tag", "The label of every token of a text (token classification models)", tag,
+           std::make_shared<HeadOptions>());
+  const auto o = std::make_shared<HeadOptions>();
+  CLI::App* command = add_head(
+      program, "answer", "The part of a text that answers a question (question answering models)", answer, o);
+  command->add_option("-q,--question", o->question, "the question");
+  command->add_option("--max-tokens", o->max_tokens, "most tokens of an answer")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+}
+
+}  // namespace tools

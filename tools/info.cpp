@@ -1,0 +1,196 @@
+// dsv3 info: what a packed file holds, for reading or as JSON.
+#include <algorithm>
+#include <cctype>
+#include <map>
+#include <set>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "tools/common.h"
+
+namespace tools {
+namespace {
+
+using json = nlohmann::ordered_json;
+
+struct InfoOptions {
+  std::string model;
+  bool as_json = false;
+};
+
+// Lines of cells in columns; under a head line numbers stand to the right, words to the left.
+class Table {
+ public:
+  Table() = default;
+  explicit Table(std::vector<std::string> head) : lines_({std::move(head)}), has_head_(true) {}
+
+  void add(std::vector<std::string> cells) { lines_.push_back(std::move(cells)); }
+
+  std::string str() const {
+    std::vector<size_t> width;
+    for (const auto& cells : lines_)
+      for (size_t i = 0; i < cells.size(); ++i) {
+        if (i == width.size()) width.push_back(0);
+        width[i] = std::max(width[i], cells[i].size());
+      }
+    std::string out;
+    for (const auto& cells : lines_) {
+      std::string line = " ";
+      for (size_t i = 0; i < cells.size(); ++i) {
+        const std::string padding(width[i] - cells[i].size(), ' ');
+        const bool number =
+            has_head_ && !cells[i].empty() && std::isdigit(static_cast<unsigned char>(cells[i][0]));
+        line += " " + (number ? padding + cells[i] : cells[i] + padding) + " ";
+      }
+      out += line.erase(line.find_last_not_of(' ') + 1) + "\n";
+    }
+    return out;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> lines_;
+  bool has_head_ = false;
+};
+
+// A string without quotes, anything else as JSON.
+std::string value_text(const json& value) {
+  return printable(value.is_string() ? value.get<std::string>() : value.dump());
+}
+
+std::string dtype_text(const json& tensor) {
+  std::string text = tensor.value("dtype", "");
+  if (tensor.contains("scale_dtype"))
+    text += "/" + tensor["scale_dtype"].get<std::string>() + " " + tensor["scale_block"].dump();
+  return text;
+}
+
+std::string identity(const dsv3_model_info& info, const json& d) {
+  std::set<std::string> dtypes;
+  for (const json& tensor : d["tensors"]) dtypes.insert(dtype_text(tensor));
+  std::string kinds;
+  for (const std::string& dtype : dtypes) kinds += (kinds.empty() ? "" : ", ") + dtype;
+  Table table;
+  table.add({"architecture", info.architecture});
+  table.add({"model_type", printable(info.model_type)});
+  table.add({"id", info.id});
+  table.add({"file", text(size_text(info.file_bytes), " (", info.file_bytes, " bytes)")});
+  table.add({"parameters", text(info.n_parameters)});
+  table.add({"types", kinds});
+  table.add({"layers", text(info.n_layers, " + ", info.n_mtp_layers, " for multi-token prediction")});
+  table.add({"read per token", size_text(info.bytes_per_token)});
+  table.add({"cached per token", text(info.kv_values_per_token, " values")});
+  return table.str();
+}
+
+std::string keys_and_values(const json& object) {
+  Table table;
+  for (const auto& [key, value] : object.items()) table.add({printable(key), value_text(value)});
+  return table.str();
+}
+
+std::string sizes_by_role(const json& d) {
+  std::map<std::string, int64_t> bytes;
+  const auto sum = [&bytes](const json& roles) {
+    for (const auto& [role, size] : roles.items()) bytes[role] += size.get<int64_t>();
+  };
+  sum(d["bytes"]);
+  for (const json& layer : d["layers"]) sum(layer["bytes"]);
+  Table table;
+  for (const auto& [role, size] : bytes) table.add({role, size_text(size)});
+  return table.str();
+}
+
+std::string layer_table(const json& d) {
+  std::set<std::string> roles;
+  for (const json& layer : d["layers"])
+    for (const auto& role : layer["bytes"].items()) roles.insert(role.key());
+  std::vector<std::string> head = {"layer", "kind", "heads", "experts", "per token", "shared", "width"};
+  head.insert(head.end(), roles.begin(), roles.end());
+  Table table(head);
+  for (const json& layer : d["layers"]) {
+    const auto cell = [&layer](const char* key) {
+      return layer.contains(key) ? value_text(layer[key]) : std::string("-");
+    };
+    const bool routed = layer.contains("n_routed_experts");
+    std::vector<std::string> cells = {cell("layer"),
+                                      cell("kind"),
+                                      cell("num_attention_heads"),
+                                      cell("n_routed_experts"),
+                                      cell("num_experts_per_tok"),
+                                      cell("n_shared_experts"),
+                                      cell(routed ? "moe_intermediate_size" : "intermediate_size")};
+    for (const std::string& role : roles)
+      cells.push_back(layer["bytes"].contains(role) ? size_text(layer["bytes"][role]) : "-");
+    table.add(std::move(cells));
+  }
+  return table.str();
+}
+
+// "model.layers.3.mlp.experts.17.up_proj.weight" -> "model.layers.*.mlp.experts.*.up_proj.weight"
+std::string pattern_of(const std::string& name) {
+  std::string pattern;
+  size_t begin = 0;
+  while (begin <= name.size()) {
+    const size_t end = std::min(name.find('.', begin), name.size());
+    const std::string part = name.substr(begin, end - begin);
+    const bool number = !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
+    pattern += (begin ? "." : "") + (number ? "*" : part);
+    begin = end + 1;
+  }
+  return pattern;
+}
+
+std::string tensor_table(const json& d) {
+  struct Group {
+    int64_t count = 0, bytes = 0;
+  };
+  std::map<std::vector<std::string>, Group> groups;  // by pattern, type, shape
+  for (const json& tensor : d["tensors"]) {
+    const bool alias = tensor.contains("alias_of");
+    const std::string name = printable(pattern_of(tensor["name"]));
+    const std::string type = alias ? "= " + value_text(tensor["alias_of"]) : dtype_text(tensor);
+    Group& group = groups[{name, type, tensor["shape"].dump()}];
+    ++group.count;
+    if (!alias) group.bytes += tensor["bytes"].get<int64_t>();
+  }
+  Table table({"tensor", "type", "shape", "count", "bytes"});
+  for (const auto& [key, group] : groups)
+    table.add({key[0], key[1], key[2], text(group.count), size_text(group.bytes)});
+  return table.str();
+}
+
+std::string section_list(const json& d) {
+  std::string out;
+  for (const json& name : d["sections"]) out += "  " + value_text(name) + "\n";
+  return out;
+}
+
+void info(const InfoOptions& o) {
+  const Model model = open_model(o.model);
+  const char* description = nullptr;
+  check(dsv3_model_describe(model.get(), &description));
+  if (o.as_json) return write_stdout(std::string(description) + "\n");
+  const json d = json::parse(description);
+  std::string out = printable(o.model) + "\n" + identity(get_info(model), d);
+  out += "\nConfiguration\n" + keys_and_values(d["config"]);
+  out += "\nSizes\n" + sizes_by_role(d);
+  out += "\nLayers\n" + layer_table(d);
+  out += "\nTensors\n" + tensor_table(d);
+  out += "\nSections, kept as they came\n" + section_list(d);
+  if (d.contains("provenance")) out += "\nProvenance\n" + keys_and_values(d["provenance"]);
+  write_stdout(out);
+}
+
+}  // namespace
+
+void add_info(CLI::App* program) {
+  const auto o = std::make_shared<InfoOptions>();
+  CLI::App* command =
+      program->add_subcommand("info", "Show what a packed file holds: configuration, sizes, layers, tensors");
+  command->add_option("MODEL", o->model, "packed file")->required();
+  command->add_flag("--json", o->as_json, "everything, every tensor by name, as one JSON object");
+  command->callback([o] { info(*o); });
+}
+
+}  // namespace tools

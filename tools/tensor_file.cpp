@@ -1,0 +1,162 @@
+#include "tools/tensor_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "tools/common.h"
+
+namespace tools {
+
+namespace {
+
+int64_t value_bytes(TensorFile::Type type) {
+  return type == TensorFile::Type::I64 ? 8 : 4;
+}
+
+}  // namespace
+
+TensorFile::~TensorFile() {
+  if (fd_ < 0) return;
+  close(fd_);
+  unlink(partial_.c_str());
+}
+
+void TensorFile::add(const std::string& name, Type type, std::vector<int64_t> shape) {
+  tensors_[name] = {type, std::move(shape)};
+}
+
+void TensorFile::create() {
+  // The wider type first, so that every value lies at a multiple of its size.
+  nlohmann::json header = nlohmann::json::object();
+  int64_t end = 0;
+  for (const Type type : {Type::I64, Type::F32})
+    for (auto& [name, tensor] : tensors_) {
+      if (tensor.type != type) continue;
+      int64_t bytes = value_bytes(type);
+      for (const int64_t n : tensor.shape) bytes *= n;
+      tensor.offset = end;
+      end += bytes;
+      header[name] = {{"dtype", type == Type::I64 ? "I64" : "F32"},
+                      {"shape", tensor.shape},
+                      {"data_offsets", {tensor.offset, end}}};
+    }
+  std::string text = header.dump();
+  text.append((8 - text.size() % 8) % 8, ' ');
+
+  if (std::filesystem::is_directory(path_)) fail("write ", path_, ": it is a folder");
+  fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd_ < 0) fail_errno("write " + partial_);
+  const uint64_t size = text.size();
+  const int64_t data = int64_t(sizeof size + size);
+  // A full disk shows now, not after the work.
+  while ((errno = posix_fallocate(fd_, 0, data + end)) == EINTR) throw_if_interrupted();
+  if (errno != 0) fail_errno("write " + partial_);
+  write_at(0, &size, sizeof size);
+  write_at(sizeof size, text.data(), text.size());
+  for (auto& [name, tensor] : tensors_) tensor.offset += data;
+}
+
+void TensorFile::write_at(int64_t offset, const void* bytes, size_t n) {
+  for (const char* from = static_cast<const char*>(bytes); n > 0;) {
+    const ssize_t written = pwrite(fd_, from, n, offset);
+    if (written < 0 && errno == EINTR) {
+      throw_if_interrupted();
+      continue;
+    }
+    if (written < 0) fail_errno("write " + partial_);
+    from += written;
+    offset += written;
+    n -= size_t(written);
+  }
+}
+
+void TensorFile::write_row(const std::string& name, int64_t row, Type type, const void* values, int64_t n) {
+  const auto at = tensors_.find(name);
+  if (at == tensors_.end() || at->second.type != type || at->second.shape.back() != n)
+    fail("write ", partial_, ": \"", name, "\": got a row of ", n,
+         " values, which is not what was announced");
+  const int64_t bytes = n * value_bytes(type);
+  write_at(at->second.offset + row * bytes, values, size_t(bytes));
+}
+
+void TensorFile::write_row(const std::string& name, int64_t row, const float* values, int64_t n) {
+  write_row(name, row, Type::F32, values, n);
+}
+
+void TensorFile::write_row(const std::string& name, int64_t row, const int64_t* values, int64_t n) {
+  write_row(name, row, Type::I64, values, n);
+}
+
+void TensorFile::finish() {
+  const int fd = std::exchange(fd_, -1);
+  if (close(fd) == 0 && rename(partial_.c_str(), path_.c_str()) == 0) return;
+  const int why = errno;
+  unlink(partial_.c_str());
+  errno = why;
+  fail_errno("write " + path_);
+}
+
+namespace {
+
+// Bytes [offset, offset + n) of a file of which `what` is the name.
+std::string read_range(std::ifstream& in, const std::string& what, int64_t offset, int64_t n) {
+  std::string bytes(size_t(n), '\0');
+  if (!in.seekg(offset) || !in.read(bytes.data(), n)) fail("read ", what, ": it ends before byte ", offset + n);
+  return bytes;
+}
+
+}  // namespace
+
+TensorValues read_tensor(const std::string& path, const std::string& name) {
+  const std::string what = path + ": tensor \"" + name + "\"";
+  std::ifstream in(path, std::ios::binary);
+  if (!in) fail_errno("read " + path);
+  const int64_t file_bytes = int64_t(std::filesystem::file_size(path));
+  uint64_t header_bytes = 0;
+  if (file_bytes >= 8) std::memcpy(&header_bytes, read_range(in, path, 0, 8).data(), 8);
+  if (header_bytes == 0 || header_bytes > uint64_t(file_bytes - 8)) fail("read ", path, ": not a safetensors file");
+  const nlohmann::json header = parse_json(read_range(in, path, 8, int64_t(header_bytes)), path);
+  const auto at = header.find(name);
+  if (at == header.end()) fail("read ", what, ": the file has no such tensor");
+
+  TensorValues t;
+  int64_t begin, end, elements = 1;
+  try {
+    t.shape = at->at("shape").get<std::vector<int64_t>>();
+    begin = at->at("data_offsets").at(0);
+    end = at->at("data_offsets").at(1);
+  } catch (const nlohmann::json::exception&) {
+    fail("read ", what, ": its entry has no shape and data_offsets");
+  }
+  for (const int64_t n : t.shape)
+    if (n < 1 || __builtin_mul_overflow(elements, n, &elements)) fail("read ", what, ": shape ", shape_text(t.shape));
+  const std::string dtype = at->value("dtype", "");
+  t.is_bool = dtype == "BOOL" || dtype == "U8";
+  if (!t.is_bool && dtype != "F32") fail("read ", what, ": got type ", dtype, ", expected F32, BOOL or U8");
+  const int64_t size = t.is_bool ? 1 : 4, data = int64_t(8 + header_bytes);
+  if (begin < 0 || end < begin || end > file_bytes - data || (end - begin) / size != elements || (end - begin) % size)
+    fail("read ", what, ": ", end - begin, " bytes at ", begin, " do not hold shape ", shape_text(t.shape));
+  const std::string bytes = read_range(in, path, data + begin, end - begin);
+  t.values.resize(size_t(elements));
+  if (t.is_bool) std::transform(bytes.begin(), bytes.end(), t.values.begin(), [](char c) { return float(c != 0); });
+  else std::memcpy(t.values.data(), bytes.data(), bytes.size());
+  return t;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string out = "[";
+  for (size_t i = 0; i < shape.size(); ++i) out += text(i ? ", " : "", shape[i]);
+  return out + "]";
+}
+
+}  // namespace tools
