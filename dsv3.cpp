@@ -84,14 +84,16 @@ Status null_argument(const char* function, const char* name) {
   return lite::invalid_argument(function, ": argument \"", name, "\" is null");
 }
 
-// An option struct of any age as today's: fields it does not have are zero, fields we do not know must be zero.
+// An option struct of any age as today's: fields it does not have are zero, fields we do not know must be
+// zero.
 template <class T>
 Status read_options(const char* name, const T* given, T* options) {
   *options = {};
   if (!given) return {};
   const size_t size = given->struct_size;
   if (size < sizeof(uint32_t) || size > 4096)
-    return lite::invalid_argument(name, ": struct_size is ", size, ", expected sizeof(", name, ") = ", sizeof(T));
+    return lite::invalid_argument(name, ": struct_size is ", size, ", expected sizeof(", name,
+                                  ") = ", sizeof(T));
   std::memcpy(options, given, std::min(size, sizeof(T)));
   for (size_t i = sizeof(T); i < size; ++i)
     if (reinterpret_cast<const unsigned char*>(given)[i] != 0)
@@ -103,7 +105,8 @@ template <class T>
 Status write_struct(const char* name, T value, T* out) {
   const uint32_t size = out->struct_size;
   if (size < sizeof(uint32_t) || size > 4096)
-    return lite::invalid_argument(name, ": struct_size is ", size, ", expected sizeof(", name, ") = ", sizeof(T));
+    return lite::invalid_argument(name, ": struct_size is ", size, ", expected sizeof(", name,
+                                  ") = ", sizeof(T));
   value.struct_size = size;
   std::memcpy(out, &value, std::min<size_t>(size, sizeof(T)));
   return {};
@@ -136,7 +139,8 @@ const char* architecture_name(dsv3::Architecture architecture) {
   return "?";
 }
 
-// ---- text -----------------------------------------------------------------------------------------------------
+// ---- text
+// -----------------------------------------------------------------------------------------------------
 
 Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer(const dsv3::Tokenizer::Files& files) {
   LITE_ASSIGN(dsv3::Tokenizer tokenizer, dsv3::Tokenizer::open(files));
@@ -147,8 +151,10 @@ const dsv3_tokenizer* tokenizer_of(const dsv3_model& m) {
   const std::lock_guard lock(m.text_lock);
   if (!m.text_read) {
     auto opened = open_tokenizer([&](std::string_view name) { return m.model->file().section(name); });
-    if (opened.ok()) m.tokenizer = std::move(*opened);
-    else m.text_status = opened.status().in("open " + m.model->file().path());
+    if (opened.ok())
+      m.tokenizer = std::move(*opened);
+    else
+      m.text_status = opened.status().in("open " + m.model->file().path());
     m.text_read = true;
   }
   return m.tokenizer.get();
@@ -175,18 +181,21 @@ Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer_at(const std::string& pat
   return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
 }
 
-// generation_config.json: end tokens, and how to sample. do_sample without a temperature means 1; what the file does
-// not name is left open, as the released models' own servers do.
+// generation_config.json: end tokens, and how to sample. do_sample without a temperature means 1; what the
+// file does not name is left open, as the released models' own servers do.
 Status read_generation_config(dsv3_model* m) {
   for (const int64_t id : m->model->config().eos_token_id) m->end_ids.push_back(int32_t(id));
   const std::string_view* text = m->model->file().section("generation_config.json");
   if (!text) return {};
   LITE_ASSIGN(const Json json, Json::parse(*text, "generation_config.json"));
   if (const Json* eos = json.find("eos_token_id")) {
-    if (const int64_t* id = eos->integer()) m->end_ids.push_back(int32_t(*id));
+    const auto add = [m](const Json& id) {
+      if (id.integer() && *id.integer() >= 0 && *id.integer() <= INT32_MAX)
+        m->end_ids.push_back(int32_t(*id.integer()));
+    };
+    add(*eos);
     if (const Json::Array* ids = eos->array())
-      for (const Json& id : *ids)
-        if (id.integer()) m->end_ids.push_back(int32_t(*id.integer()));
+      for (const Json& id : *ids) add(id);
   }
   const Json* do_sample = json.find("do_sample");
   if (!do_sample || !do_sample->boolean() || !*do_sample->boolean()) return {};
@@ -206,25 +215,30 @@ void copy_out(const T* from, size_t n, T* to, size_t capacity, size_t* n_out) {
   *n_out = n;
 }
 
-// ---- session options ------------------------------------------------------------------------------------------
+// ---- session options
+// ------------------------------------------------------------------------------------------
 
 Status in_range(const char* option, int64_t got, int64_t smallest, int64_t largest) {
   if (got >= smallest && got <= largest) return {};
-  return lite::invalid_argument("session options: ", option, ": got ", got, ", expected ", smallest, "..", largest);
+  return lite::invalid_argument("session options: ", option, ": got ", got, ", expected ", smallest, "..",
+                                largest);
 }
 
 Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_session_options* given) {
   const Config& config = m.model->config();
   if (task_of(config) == DSV3_TASK_LAYER)
-    return lite::invalid_argument("session options: a ", config.model_type, " model has no sequences; use dsv3_layer_eval");
+    return lite::invalid_argument("session options: a ", config.model_type,
+                                  " model has no sequences; use dsv3_layer_eval");
   dsv3_session_options o;
   LITE_TRY(read_options("dsv3_session_options", given, &o));
   if (o.context == 0) o.context = int32_t(std::min<int64_t>(config.max_position_embeddings, 4096));
-  LITE_TRY(in_range("context (max_position_embeddings is the model's limit)", o.context, 1, config.max_position_embeddings));
+  LITE_TRY(in_range("context (max_position_embeddings is the model's limit)", o.context, 1,
+                    config.max_position_embeddings));
   if (o.max_seqs == 0) o.max_seqs = 1;
   LITE_TRY(in_range("max_seqs", o.max_seqs, 1, 65536));
   if (int64_t(o.max_seqs) * (o.context + lite::kBlockRows) > INT32_MAX)
-    return lite::invalid_argument("session options: max_seqs ", o.max_seqs, " times context ", o.context, " is more than 2^31 rows");
+    return lite::invalid_argument("session options: max_seqs ", o.max_seqs, " times context ", o.context,
+                                  " is more than 2^31 rows");
   if (o.max_batch_tokens == 0) o.max_batch_tokens = std::min(o.context, 512);
   LITE_TRY(in_range("max_batch_tokens", o.max_batch_tokens, 1, 1 << 20));
   if (o.max_logits == 0) o.max_logits = o.max_seqs;
@@ -244,9 +258,13 @@ Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_ses
   s.max_batch_tokens = o.max_batch_tokens;
   s.max_logits = o.max_logits;
   s.n_threads = o.n_threads;
-  s.attention = o.attention == DSV3_ATTENTION_EXPANDED ? dsv3::AttentionForm::Expanded : dsv3::AttentionForm::Absorbed;
-  const bool ue8m0 = o.gemm == DSV3_GEMM_FP8_UE8M0 || (o.gemm == DSV3_GEMM_FP8 && config.scale_fmt == dsv3::ScaleFormat::Ue8m0);
-  s.rounding = o.gemm == DSV3_GEMM_F32 ? lite::Rounding::None : ue8m0 ? lite::Rounding::F8PowerOfTwo : lite::Rounding::F8;
+  s.attention =
+      o.attention == DSV3_ATTENTION_EXPANDED ? dsv3::AttentionForm::Expanded : dsv3::AttentionForm::Absorbed;
+  const bool ue8m0 = o.gemm == DSV3_GEMM_FP8_UE8M0 ||
+                     (o.gemm == DSV3_GEMM_FP8 && config.scale_fmt == dsv3::ScaleFormat::Ue8m0);
+  s.rounding = o.gemm == DSV3_GEMM_F32 ? lite::Rounding::None
+               : ue8m0                 ? lite::Rounding::F8PowerOfTwo
+                                       : lite::Rounding::F8;
   s.kv = o.kv == DSV3_KV_BF16 ? lite::DType::BF16 : lite::DType::F32;
   s.keep_hidden = o.keep & DSV3_KEEP_HIDDEN;
   s.keep_routing = o.keep & DSV3_KEEP_ROUTING;
@@ -274,9 +292,12 @@ std::string gib(int64_t bytes) {
 
 }  // namespace
 
-// ---- status ---------------------------------------------------------------------------------------------------
+// ---- status
+// ---------------------------------------------------------------------------------------------------
 
-const char* dsv3_last_error(void) { return last_error.c_str(); }
+const char* dsv3_last_error(void) {
+  return last_error.c_str();
+}
 
 const char* dsv3_status_name(dsv3_status status) {
   switch (status) {
@@ -297,12 +318,14 @@ const char* dsv3_status_name(dsv3_status status) {
 }
 
 const char* dsv3_version(void) {
-  static const std::string text = std::string("dsv3 " DSV3_VERSION_TEXT "\ngit: " DSV3_GIT_ID "\nbackends: ref\nprocessor: ") +
-                                  lite::instruction_sets() + "\nCUDA: not built in";
+  static const std::string text =
+      std::string("dsv3 " DSV3_VERSION_TEXT "\ngit: " DSV3_GIT_ID "\nbackends: ref\nprocessor: ") +
+      lite::instruction_sets() + "\nCUDA: not built in";
   return text.c_str();
 }
 
-// ---- model ----------------------------------------------------------------------------------------------------
+// ---- model
+// ----------------------------------------------------------------------------------------------------
 
 dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options, dsv3_model** model) {
   return call([&]() -> Status {
@@ -377,7 +400,8 @@ dsv3_status dsv3_model_describe(dsv3_model* model, const char** json) {
   });
 }
 
-// ---- text -----------------------------------------------------------------------------------------------------
+// ---- text
+// -----------------------------------------------------------------------------------------------------
 
 dsv3_status dsv3_tokenizer_open(const char* path, dsv3_tokenizer** tokenizer) {
   return call([&]() -> Status {
@@ -389,7 +413,9 @@ dsv3_status dsv3_tokenizer_open(const char* path, dsv3_tokenizer** tokenizer) {
   });
 }
 
-void dsv3_tokenizer_free(dsv3_tokenizer* tokenizer) { delete tokenizer; }
+void dsv3_tokenizer_free(dsv3_tokenizer* tokenizer) {
+  delete tokenizer;
+}
 
 dsv3_status dsv3_model_tokenizer(dsv3_model* model, const dsv3_tokenizer** tokenizer) {
   return call([&]() -> Status {
@@ -402,8 +428,8 @@ dsv3_status dsv3_model_tokenizer(dsv3_model* model, const dsv3_tokenizer** token
   });
 }
 
-dsv3_status dsv3_tokenize(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes, uint32_t flags, int32_t* ids,
-                          size_t capacity, size_t* n_ids) {
+dsv3_status dsv3_tokenize(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes, uint32_t flags,
+                          int32_t* ids, size_t capacity, size_t* n_ids) {
   return call([&]() -> Status {
     if (!tokenizer) return null_argument("dsv3_tokenize", "tokenizer");
     if (!text && n_bytes) return null_argument("dsv3_tokenize", "text");
@@ -422,14 +448,15 @@ dsv3_status dsv3_tokenize(const dsv3_tokenizer* tokenizer, const char* text, siz
   });
 }
 
-dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags, char* text,
-                            size_t capacity, size_t* n_bytes) {
+dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags,
+                            char* text, size_t capacity, size_t* n_bytes) {
   return call([&]() -> Status {
     if (!tokenizer) return null_argument("dsv3_detokenize", "tokenizer");
     if (!ids && n_ids) return null_argument("dsv3_detokenize", "ids");
     if (!text && capacity) return null_argument("dsv3_detokenize", "text");
     if (!n_bytes) return null_argument("dsv3_detokenize", "n_bytes");
-    if (flags & ~uint32_t(DSV3_SKIP_SPECIAL)) return lite::invalid_argument("dsv3_detokenize: unknown flags ", flags);
+    if (flags & ~uint32_t(DSV3_SKIP_SPECIAL))
+      return lite::invalid_argument("dsv3_detokenize: unknown flags ", flags);
     LITE_ASSIGN(const std::string out, tokenizer->tokenizer.decode({ids, n_ids}, flags & DSV3_SKIP_SPECIAL));
     copy_out(out.data(), out.size(), text, capacity, n_bytes);
     return {};
@@ -442,7 +469,9 @@ size_t dsv3_utf8_complete(const char* text, size_t n_bytes) {
 
 int dsv3_is_end_token(const dsv3_model* model, int32_t id) {
   if (!model) return 0;
-  const auto holds = [id](const std::vector<int32_t>& ids) { return std::find(ids.begin(), ids.end(), id) != ids.end(); };
+  const auto holds = [id](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), id) != ids.end();
+  };
   if (holds(model->end_ids)) return 1;
   bool end = false;
   const dsv3_status status = call([&]() -> Status {
@@ -453,7 +482,8 @@ int dsv3_is_end_token(const dsv3_model* model, int32_t id) {
   return status == DSV3_OK && end;
 }
 
-// ---- session --------------------------------------------------------------------------------------------------
+// ---- session
+// --------------------------------------------------------------------------------------------------
 
 dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* options, dsv3_memory* memory) {
   return call([&]() -> Status {
@@ -471,13 +501,16 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
     if (!session) return null_argument("dsv3_session_new", "session");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
     LITE_ASSIGN(const dsv3_memory use, session_memory(*model, o));
-    const std::string numbers = lite::str("cache ", gib(use.cache), ", activations ", gib(use.activations), ", weights ",
-                                          gib(use.weights), "; this machine has ", gib(use.machine));
+    const std::string numbers =
+        lite::str("cache ", gib(use.cache), ", activations ", gib(use.activations), ", weights ",
+                  gib(use.weights), "; this machine has ", gib(use.machine));
     if (use.cache + use.activations > use.machine)
-      return lite::out_of_memory("new session: the memory is not there: ", numbers, "; try a smaller context (", o.context,
-                                 ") or fewer sequences (", o.max_seqs, ")");
+      return lite::out_of_memory("new session: the memory is not there: ", numbers,
+                                 "; try a smaller context (", o.context, ") or fewer sequences (", o.max_seqs,
+                                 ")");
     if (use.total > use.machine)
-      model->info("model and cache are larger than the memory: " + numbers + "; weights will be read from the disk again and again",
+      model->info("model and cache are larger than the memory: " + numbers +
+                      "; weights will be read from the disk again and again",
                   DSV3_LOG_WARNING);
     auto s = std::make_unique<dsv3_session>();
     s->owner = model;
@@ -494,11 +527,14 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
 
 void dsv3_session_free(dsv3_session* session) {
   if (!session) return;
-  --session->owner->sessions;
+  dsv3_model* owner = session->owner;
   delete session;
+  --owner->sessions;
 }
 
-int32_t dsv3_session_context(const dsv3_session* session) { return session ? session->session->options().context : 0; }
+int32_t dsv3_session_context(const dsv3_session* session) {
+  return session ? session->session->options().context : 0;
+}
 
 dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
   return call([&]() -> Status {
@@ -516,7 +552,9 @@ dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
 
 namespace {
 Status give_row(const float* row, const char* what, int32_t i, const float** out) {
-  if (!row) return lite::invalid_argument(what, ": token ", i, " of the last batch has none; ask for it with want_logits");
+  if (!row)
+    return lite::invalid_argument(what, ": token ", i,
+                                  " of the last batch has none; ask for it with want_logits");
   *out = row;
   return {};
 }
@@ -538,8 +576,8 @@ dsv3_status dsv3_mtp_logits(const dsv3_session* session, int32_t i, const float*
   });
 }
 
-dsv3_status dsv3_kept(const dsv3_session* session, const char* name, int32_t i, dsv3_dtype* dtype, const void** values,
-                      int32_t* n) {
+dsv3_status dsv3_kept(const dsv3_session* session, const char* name, int32_t i, dsv3_dtype* dtype,
+                      const void** values, int32_t* n) {
   return call([&]() -> Status {
     if (!session) return null_argument("dsv3_kept", "session");
     if (!name) return null_argument("dsv3_kept", "name");
@@ -562,7 +600,8 @@ dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length
     if (!session) return null_argument("dsv3_seq_truncate", "session");
     const int32_t now = dsv3_seq_length(session, seq);
     if (now < 0)
-      return lite::invalid_argument("dsv3_seq_truncate: got sequence ", seq, ", expected 0..", session->session->options().max_seqs - 1);
+      return lite::invalid_argument("dsv3_seq_truncate: got sequence ", seq, ", expected 0..",
+                                    session->session->options().max_seqs - 1);
     if (length < 0 || length > now)
       return lite::invalid_argument("dsv3_seq_truncate: got length ", length, ", expected 0..", now);
     session->session->sequences().resize(seq, length);
@@ -570,29 +609,35 @@ dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length
   });
 }
 
-dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq) { return dsv3_seq_truncate(session, seq, 0); }
+dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq) {
+  return dsv3_seq_truncate(session, seq, 0);
+}
 
 void dsv3_cancel(dsv3_session* session) {
   if (session) session->session->cancel();
 }
 
-// ---- choosing a token -----------------------------------------------------------------------------------------
+// ---- choosing a token
+// -----------------------------------------------------------------------------------------
 
 dsv3_status dsv3_model_sampling(const dsv3_model* model, dsv3_sampling* sampling) {
   return call([&]() -> Status {
     if (!model) return null_argument("dsv3_model_sampling", "model");
     if (!sampling) return null_argument("dsv3_model_sampling", "sampling");
     const dsv3::Sampling& s = model->sampling;
-    return write_struct("dsv3_sampling", dsv3_sampling{0, s.top_k, s.temperature, s.top_p, s.min_p}, sampling);
+    return write_struct("dsv3_sampling", dsv3_sampling{0, s.top_k, s.temperature, s.top_p, s.min_p},
+                        sampling);
   });
 }
 
-dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* sampling, uint64_t seed, int32_t* token) {
+dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* sampling, uint64_t seed,
+                        int32_t* token) {
   return call([&]() -> Status {
     if (!session) return null_argument("dsv3_sample", "session");
     if (!token) return null_argument("dsv3_sample", "token");
     if (task_of(session->owner->model->config()) != DSV3_TASK_CAUSAL_LM)
-      return lite::invalid_argument("dsv3_sample: the model's head is not a language model's; its logits name no tokens");
+      return lite::invalid_argument(
+          "dsv3_sample: the model's head is not a language model's; its logits name no tokens");
     dsv3::Sampling s = session->owner->sampling;
     if (sampling) {
       dsv3_sampling o;
@@ -608,12 +653,14 @@ dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* s
     if (const dsv3_tokenizer* t = tokenizer_of(*session->owner))
       for (int32_t id = 0; id < vocab; ++id)
         if (!t->tokenizer.is_token(id)) session->masked[id] = -INFINITY;
-    LITE_ASSIGN(*token, dsv3::sample(session->masked.data(), vocab, s, seed, session->session->position(i) + 1, &session->scratch));
+    LITE_ASSIGN(*token, dsv3::sample(session->masked.data(), vocab, s, seed,
+                                     session->session->position(i) + 1, &session->scratch));
     return {};
   });
 }
 
-// ---- heads other than the next token's ------------------------------------------------------------------------
+// ---- heads other than the next token's
+// ------------------------------------------------------------------------
 
 int32_t dsv3_classified_position(const dsv3_model* model, const int32_t* ids, int32_t n) {
   if (!model || !ids || n < 1) return -1;
@@ -632,7 +679,8 @@ dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_batch* bat
     dsv3_layer_batch b;
     LITE_TRY(read_options("dsv3_layer_batch", batch, &b));
     if (!b.x) return null_argument("dsv3_layer_eval", "batch.x");
-    if (b.float_mask && b.bool_mask) return lite::invalid_argument("dsv3_layer_eval: both masks are given, expected one");
+    if (b.float_mask && b.bool_mask)
+      return lite::invalid_argument("dsv3_layer_eval: both masks are given, expected one");
     if (b.n_threads == 0) b.n_threads = lite::physical_cores();
     LITE_TRY(in_range("n_threads", b.n_threads, 1, 1024));
     LITE_TRY(in_range("length", b.length, 1, 1 << 15));
@@ -647,17 +695,22 @@ dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_batch* bat
   });
 }
 
-// ---- expert load ----------------------------------------------------------------------------------------------
+// ---- expert load
+// ----------------------------------------------------------------------------------------------
 
-dsv3_status dsv3_load_balancing_loss(const float* const* logits, int32_t n_layers, int32_t n_rows, int32_t n_experts,
-                                     int32_t n_experts_per_token, const uint8_t* mask, double* loss) {
+dsv3_status dsv3_load_balancing_loss(const float* const* logits, int32_t n_layers, int32_t n_rows,
+                                     int32_t n_experts, int32_t n_experts_per_token, const uint8_t* mask,
+                                     double* loss) {
   return call([&]() -> Status {
     if (!logits) return null_argument("dsv3_load_balancing_loss", "logits");
     if (!loss) return null_argument("dsv3_load_balancing_loss", "loss");
-    if (n_layers < 1 || n_rows < 1 || n_experts < 1 || n_experts_per_token < 1 || n_experts_per_token > n_experts)
-      return lite::invalid_argument("dsv3_load_balancing_loss: got ", n_layers, " layers, ", n_rows, " rows, ", n_experts_per_token,
-                                    " of ", n_experts, " experts, expected at least 1 of each");
-    *loss = dsv3::load_balancing_loss({logits, size_t(n_layers)}, n_rows, n_experts, n_experts_per_token, mask);
+    if (n_layers < 1 || n_rows < 1 || n_experts < 1 || n_experts_per_token < 1 ||
+        n_experts_per_token > n_experts)
+      return lite::invalid_argument("dsv3_load_balancing_loss: got ", n_layers, " layers, ", n_rows,
+                                    " rows, ", n_experts_per_token, " of ", n_experts,
+                                    " experts, expected at least 1 of each");
+    *loss =
+        dsv3::load_balancing_loss({logits, size_t(n_layers)}, n_rows, n_experts, n_experts_per_token, mask);
     return {};
   });
 }

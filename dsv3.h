@@ -19,8 +19,8 @@
  *   Units      bytes are int64_t or size_t, counts of tokens int32_t. Text is UTF-8 bytes with a length.
  *   Threads    A model and a tokenizer may be used from any thread, a session from one at a time; evaluations of one
  *              model's sessions run one after the other. dsv3_cancel may be called from anywhere, also a signal
- *              handler. Callbacks run on the calling thread and must not call the library on the same handle,
- *              dsv3_cancel excepted.
+ *              handler. Callbacks run on the calling thread and must not call the library on the same model
+ *              or its sessions, dsv3_cancel excepted.
  *   Promises   The library never prints, exits, reads the environment or lets an exception out.
  */
 #ifndef DSV3_H
@@ -58,80 +58,81 @@ typedef enum dsv3_status {
 } dsv3_status;
 
 /* The calling thread's last failure, "" before the first. Holds until the thread's next failing call. Never null. */
-DSV3_API const char *dsv3_last_error(void);
+DSV3_API const char* dsv3_last_error(void);
 
 /* "invalid argument", "corrupt", ...; "unknown status" for a number that is none. Static. */
-DSV3_API const char *dsv3_status_name(dsv3_status status);
+DSV3_API const char* dsv3_status_name(dsv3_status status);
 
 /* Version, git id, backends and instruction sets of this build and machine, one fact a line. Static. */
-DSV3_API const char *dsv3_version(void);
+DSV3_API const char* dsv3_version(void);
 
 /* ---- model ----------------------------------------------------------------------------------------------- */
 
 typedef struct dsv3_model dsv3_model;
 
 /* Called with 0 <= done <= total while a long call works; a value other than 0 stops it (DSV3_CANCELLED). */
-typedef int (*dsv3_progress)(void *user, int64_t done, int64_t total);
+typedef int (*dsv3_progress)(void* user, int64_t done, int64_t total);
 
 typedef enum dsv3_log_level { DSV3_LOG_WARNING = 1, DSV3_LOG_INFO = 2 } dsv3_log_level;
-typedef void (*dsv3_log)(void *user, dsv3_log_level level, const char *text); /* one line, no newline */
+typedef void (*dsv3_log)(void* user, dsv3_log_level level, const char* text); /* one line, no newline */
 
 typedef struct dsv3_model_options {
   uint32_t struct_size;
-  int32_t verify;          /* not 0: compare all data with its checksums first, at the speed of the disk */
-  const char *backend;     /* "ref", the CPU reference backend (default) */
-  dsv3_log log;            /* warnings and facts worth telling; default none */
-  void *log_user;
-  dsv3_progress progress;  /* of the verification, in bytes */
-  void *progress_user;
+  int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
+  const char* backend; /* "ref", the CPU reference backend (default) */
+  dsv3_log log;        /* warnings and facts worth telling; default none */
+  void* log_user;
+  dsv3_progress progress; /* of the verification, in bytes */
+  void* progress_user;
 } dsv3_model_options;
 
 /* Opens a packed file made by dsv3-convert. Weights stay mapped, read-only; pages are read as they are used.
  * Errors: NOT_FOUND, IO, CORRUPT, UNSUPPORTED (version, architecture, backend), CANCELLED. Any thread. */
-DSV3_API dsv3_status dsv3_model_open(const char *path, const dsv3_model_options *options, dsv3_model **model);
+DSV3_API dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options, dsv3_model** model);
 
 /* BUSY while a session of the model is alive; then nothing changes. */
-DSV3_API dsv3_status dsv3_model_close(dsv3_model *model);
+DSV3_API dsv3_status dsv3_model_close(dsv3_model* model);
 
 /* What the head computes for a position. */
 typedef enum dsv3_task {
-  DSV3_TASK_CAUSAL_LM = 0,               /* logits of the next token */
-  DSV3_TASK_SEQUENCE_CLASSIFICATION = 1, /* logits of the labels, read at one position: dsv3_classified_position */
-  DSV3_TASK_TOKEN_CLASSIFICATION = 2,    /* logits of the labels, for every position */
-  DSV3_TASK_QUESTION_ANSWERING = 3,      /* two logits: that an answer starts here, that it ends here */
-  DSV3_TASK_LAYER = 4                    /* none: a single layer, see dsv3_layer_eval */
+  DSV3_TASK_CAUSAL_LM = 0, /* logits of the next token */
+  DSV3_TASK_SEQUENCE_CLASSIFICATION =
+      1, /* logits of the labels, read at one position: dsv3_classified_position */
+  DSV3_TASK_TOKEN_CLASSIFICATION = 2, /* logits of the labels, for every position */
+  DSV3_TASK_QUESTION_ANSWERING = 3,   /* two logits: that an answer starts here, that it ends here */
+  DSV3_TASK_LAYER = 4                 /* none: a single layer, see dsv3_layer_eval */
 } dsv3_task;
 
 typedef struct dsv3_model_info {
-  uint32_t struct_size;            /* set by the caller */
-  int32_t vocab_size;              /* ids are 0..vocab_size-1 */
+  uint32_t struct_size; /* set by the caller */
+  int32_t vocab_size;   /* ids are 0..vocab_size-1 */
   int32_t hidden_size;
-  int32_t n_layers;                /* without multi-token-prediction layers */
+  int32_t n_layers; /* without multi-token-prediction layers */
   int32_t n_mtp_layers;
   int32_t max_position_embeddings; /* longest sequence the model was made for */
   int64_t n_parameters;            /* of everything in the file; aliases once */
   int64_t file_bytes;
-  int64_t bytes_per_token;         /* of weights that decoding one token reads */
-  int64_t kv_values_per_token;     /* cached values of one token, all layers (without the MTP layers) */
-  const char *architecture;        /* "deepseek_v2", "deepseek_v3", ...: holds as long as the model */
-  const char *model_type;          /* config.json's: also "kimi_k2" */
-  const char *id;                  /* 32 hex digits, equal for files that compute the same */
+  int64_t bytes_per_token;     /* of weights that decoding one token reads */
+  int64_t kv_values_per_token; /* cached values of one token, all layers (without the MTP layers) */
+  const char* architecture;    /* "deepseek_v2", "deepseek_v3", ...: holds as long as the model */
+  const char* model_type;      /* config.json's: also "kimi_k2" */
+  const char* id;              /* 32 hex digits, equal for files that compute the same */
   dsv3_task task;
-  int32_t n_outputs;               /* logits per row: vocab_size, the number of labels, or 2 */
-  int32_t pad_token_id;            /* -1: none */
-  int32_t n_experts_per_token;     /* most that any layer chooses; 0: no layer has experts */
+  int32_t n_outputs;           /* logits per row: vocab_size, the number of labels, or 2 */
+  int32_t pad_token_id;        /* -1: none */
+  int32_t n_experts_per_token; /* most that any layer chooses; 0: no layer has experts */
 } dsv3_model_info;
 
-DSV3_API dsv3_status dsv3_model_get_info(const dsv3_model *model, dsv3_model_info *info);
+DSV3_API dsv3_status dsv3_model_get_info(const dsv3_model* model, dsv3_model_info* info);
 
 /* Name of label i of a classification model, from config.json's id2label. Holds as long as the model; null for an i
  * that is none. */
-DSV3_API const char *dsv3_model_label(const dsv3_model *model, int32_t i);
+DSV3_API const char* dsv3_model_label(const dsv3_model* model, int32_t i);
 
 /* Everything about the model as one JSON object: "config" (effective), "layers" (each layer's effective
  * configuration and bytes per role), "tensors" (name, dtype, shape, role, bytes, scale blocks), "sections",
  * "provenance". Built at the first call (some MB for a large model); holds as long as the model. */
-DSV3_API dsv3_status dsv3_model_describe(dsv3_model *model, const char **json);
+DSV3_API dsv3_status dsv3_model_describe(dsv3_model* model, const char** json);
 
 /* ---- text ------------------------------------------------------------------------------------------------ */
 
@@ -139,11 +140,11 @@ typedef struct dsv3_tokenizer dsv3_tokenizer;
 
 /* From a packed file or a checkpoint folder; weights are not needed. NOT_FOUND when it has no tokenizer,
  * UNSUPPORTED (by name) when the tokenizer asks for something not implemented. */
-DSV3_API dsv3_status dsv3_tokenizer_open(const char *path, dsv3_tokenizer **tokenizer);
-DSV3_API void dsv3_tokenizer_free(dsv3_tokenizer *tokenizer);
+DSV3_API dsv3_status dsv3_tokenizer_open(const char* path, dsv3_tokenizer** tokenizer);
+DSV3_API void dsv3_tokenizer_free(dsv3_tokenizer* tokenizer);
 
 /* The model's own; holds as long as the model and is not to be freed. NOT_FOUND when the checkpoint had none. */
-DSV3_API dsv3_status dsv3_model_tokenizer(dsv3_model *model, const dsv3_tokenizer **tokenizer);
+DSV3_API dsv3_status dsv3_model_tokenizer(dsv3_model* model, const dsv3_tokenizer** tokenizer);
 
 enum {
   DSV3_PARSE_ADDED = 1, /* recognise added tokens in the text ("<|User|>"); without it they are plain text */
@@ -153,25 +154,25 @@ enum {
 
 /* n_bytes of text to ids. Writes at most `capacity` ids; *n_ids is the full count even when it is larger (then call
  * again with room; `ids` may be null when capacity is 0). INVALID_ARGUMENT for DSV3_BOS without such a token. */
-DSV3_API dsv3_status dsv3_tokenize(const dsv3_tokenizer *tokenizer, const char *text, size_t n_bytes,
-                                   uint32_t flags, int32_t *ids, size_t capacity, size_t *n_ids);
+DSV3_API dsv3_status dsv3_tokenize(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes,
+                                   uint32_t flags, int32_t* ids, size_t capacity, size_t* n_ids);
 
 enum { DSV3_SKIP_SPECIAL = 1 }; /* leave special tokens out */
 
 /* Ids to bytes, the same convention; not null-terminated. INVALID_ARGUMENT for an id outside the vocabulary. */
-DSV3_API dsv3_status dsv3_detokenize(const dsv3_tokenizer *tokenizer, const int32_t *ids, size_t n_ids,
-                                     uint32_t flags, char *text, size_t capacity, size_t *n_bytes);
+DSV3_API dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids,
+                                     uint32_t flags, char* text, size_t capacity, size_t* n_bytes);
 
 /* How many leading bytes of a growing text can be shown: all but an incomplete UTF-8 sequence at its end. */
-DSV3_API size_t dsv3_utf8_complete(const char *text, size_t n_bytes);
+DSV3_API size_t dsv3_utf8_complete(const char* text, size_t n_bytes);
 
 /* 1 if the id ends a text: named by generation_config.json, config.json or the tokenizer's files. */
-DSV3_API int dsv3_is_end_token(const dsv3_model *model, int32_t id);
+DSV3_API int dsv3_is_end_token(const dsv3_model* model, int32_t id);
 
 /* ---- session --------------------------------------------------------------------------------------------- */
 
 /* A session holds one pool of cached rows, shared by up to max_seqs sequences that are evaluated together. Creating
- * it reserves every byte it will ever use; evaluation allocates nothing. */
+ * it reserves every byte it will ever use. */
 typedef struct dsv3_session dsv3_session;
 
 typedef enum dsv3_attention { DSV3_ATTENTION_ABSORBED = 0, DSV3_ATTENTION_EXPANDED = 1 } dsv3_attention;
@@ -194,18 +195,19 @@ enum {
 
 typedef struct dsv3_session_options {
   uint32_t struct_size;
-  int32_t context;          /* most tokens of one sequence; default min(max_position_embeddings, 4096) */
-  int32_t max_seqs;         /* default 1 */
-  int32_t max_batch_tokens; /* tokens of one pass; a longer batch is cut into passes; default min(context, 512) */
-  int32_t max_logits;       /* most rows of logits one call may ask for; default max_seqs */
-  int32_t n_threads;        /* default: the physical cores this process may run on */
+  int32_t context;  /* most tokens of one sequence; default min(max_position_embeddings, 4096) */
+  int32_t max_seqs; /* default 1 */
+  int32_t
+      max_batch_tokens; /* tokens of one pass; a longer batch is cut into passes; default min(context, 512) */
+  int32_t max_logits;   /* most rows of logits one call may ask for; default max_seqs */
+  int32_t n_threads;    /* default: the physical cores this process may run on */
   dsv3_attention attention;
   dsv3_gemm gemm;
   dsv3_kv kv;
-  uint32_t keep;            /* DSV3_KEEP_...; then a batch must fit one pass */
-  int32_t mtp;              /* not 0: also evaluate the multi-token-prediction layer */
-  dsv3_progress progress;   /* of one evaluation, in tokens, once a pass */
-  void *progress_user;
+  uint32_t keep;          /* DSV3_KEEP_...; then a batch must fit one pass */
+  int32_t mtp;            /* not 0: also evaluate the multi-token-prediction layer */
+  dsv3_progress progress; /* of one evaluation, in tokens, once a pass */
+  void* progress_user;
 } dsv3_session_options;
 
 /* Bytes a session takes, known before any is allocated. */
@@ -219,60 +221,63 @@ typedef struct dsv3_memory {
 } dsv3_memory;
 
 /* Touches no weight and allocates little. Errors as dsv3_session_new. */
-DSV3_API dsv3_status dsv3_session_memory(dsv3_model *model, const dsv3_session_options *options, dsv3_memory *memory);
+DSV3_API dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* options,
+                                         dsv3_memory* memory);
 
 /* INVALID_ARGUMENT for options out of range (a context beyond max_position_embeddings, mtp without such a layer);
  * OUT_OF_MEMORY with the numbers when cache and activations exceed what the machine has. */
-DSV3_API dsv3_status dsv3_session_new(dsv3_model *model, const dsv3_session_options *options, dsv3_session **session);
-DSV3_API void dsv3_session_free(dsv3_session *session);
+DSV3_API dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* options,
+                                      dsv3_session** session);
+DSV3_API void dsv3_session_free(dsv3_session* session);
 
 /* The context per sequence that the session was made with. */
-DSV3_API int32_t dsv3_session_context(const dsv3_session *session);
+DSV3_API int32_t dsv3_session_context(const dsv3_session* session);
 
 typedef enum dsv3_phase { DSV3_PHASE_AUTO = 0, DSV3_PHASE_PROMPT = 1, DSV3_PHASE_DECODE = 2 } dsv3_phase;
 
 typedef struct dsv3_batch {
   uint32_t struct_size;
   int32_t n;                  /* tokens; at least 1 */
-  const int32_t *token;       /* [n] ids in 0..vocab_size-1 */
-  const int32_t *seq;         /* [n] sequence of each, 0..max_seqs-1; null: all 0. Any interleaving. */
-  const uint8_t *want_logits; /* [n]; null: the last token of each sequence in the batch */
+  const int32_t* token;       /* [n] ids in 0..vocab_size-1 */
+  const int32_t* seq;         /* [n] sequence of each, 0..max_seqs-1; null: all 0. Any interleaving. */
+  const uint8_t* want_logits; /* [n]; null: the last token of each sequence in the batch */
   dsv3_phase phase;           /* which kernels: auto is decode iff no sequence has more than one token here */
 } dsv3_batch;
 
 /* Appends the tokens to their sequences, each at its sequence's next position, and computes the logits asked for.
  * A token's results depend on its sequence alone: bit for bit the same whatever the batch, its cutting or the number
  * of threads. On any error no sequence has changed. Errors: INVALID_ARGUMENT, CONTEXT_FULL, CANCELLED, DEVICE.
- * Cost: allocates nothing; for one token about bytes_per_token divided by the memory's bandwidth. */
-DSV3_API dsv3_status dsv3_eval(dsv3_session *session, const dsv3_batch *batch);
+ * Cost: allocates nothing, except that OpenMP makes a thread's team at its first evaluation, or when its sessions
+ * differ in n_threads; for one token about bytes_per_token divided by the memory's bandwidth. */
+DSV3_API dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch);
 
 /* Row of logits [n_outputs] of token i of the last batch; holds until the next call on the session.
  * INVALID_ARGUMENT if it was not asked for. */
-DSV3_API dsv3_status dsv3_logits(const dsv3_session *session, int32_t i, const float **logits);
+DSV3_API dsv3_status dsv3_logits(const dsv3_session* session, int32_t i, const float** logits);
 
 /* Multi-token prediction, with option mtp: logits [vocab_size] for the token after token i of the last batch, which
  * the MTP layer computes from token i and the main model's hidden state one position earlier. There for every token
  * whose logits were asked for, except the first of a sequence. */
-DSV3_API dsv3_status dsv3_mtp_logits(const dsv3_session *session, int32_t i, const float **logits);
+DSV3_API dsv3_status dsv3_mtp_logits(const dsv3_session* session, int32_t i, const float** logits);
 
 typedef enum dsv3_dtype { DSV3_F32 = 0, DSV3_I32 = 1 } dsv3_dtype;
 
 /* Row of a kept intermediate result for token i of the last batch: *n values of *dtype. NOT_FOUND for a name that is
  * not kept (dense layers have no routing). With option mtp the MTP layer's routing rows are there under its layer's
  * number, for every token but the first of a sequence. */
-DSV3_API dsv3_status dsv3_kept(const dsv3_session *session, const char *name, int32_t i, dsv3_dtype *dtype,
-                               const void **values, int32_t *n);
+DSV3_API dsv3_status dsv3_kept(const dsv3_session* session, const char* name, int32_t i, dsv3_dtype* dtype,
+                               const void** values, int32_t* n);
 
 /* Tokens in a sequence; -1 for a sequence number out of range. */
-DSV3_API int32_t dsv3_seq_length(const dsv3_session *session, int32_t seq);
+DSV3_API int32_t dsv3_seq_length(const dsv3_session* session, int32_t seq);
 /* Forgets all but the first `length` tokens. INVALID_ARGUMENT if it is longer than the sequence. */
-DSV3_API dsv3_status dsv3_seq_truncate(dsv3_session *session, int32_t seq, int32_t length);
+DSV3_API dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length);
 /* Forgets the sequence: truncate to 0. */
-DSV3_API dsv3_status dsv3_seq_free(dsv3_session *session, int32_t seq);
+DSV3_API dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq);
 
 /* Makes a running evaluation of the session, or else the next one, stop soon with DSV3_CANCELLED.
  * Any thread; signal handlers. */
-DSV3_API void dsv3_cancel(dsv3_session *session);
+DSV3_API void dsv3_cancel(dsv3_session* session);
 
 /* ---- choosing a token ------------------------------------------------------------------------------------ */
 
@@ -280,50 +285,50 @@ typedef struct dsv3_sampling {
   uint32_t struct_size;
   int32_t top_k;      /* keep the k most likely; 0: all */
   double temperature; /* 0: greedy, ties to the lowest id */
-  double top_p;       /* keep the smallest set of most likely tokens reaching this probability; 0 and 1: all */
-  double min_p;       /* drop tokens less likely than this share of the most likely one's; 0: none */
+  double top_p; /* keep the smallest set of most likely tokens reaching this probability; 0 and 1: all */
+  double min_p; /* drop tokens less likely than this share of the most likely one's; 0: none */
 } dsv3_sampling;
 
 /* What the checkpoint's generation_config.json asks for; greedy without one. struct_size is set by the caller. */
-DSV3_API dsv3_status dsv3_model_sampling(const dsv3_model *model, dsv3_sampling *sampling);
+DSV3_API dsv3_status dsv3_model_sampling(const dsv3_model* model, dsv3_sampling* sampling);
 
 /* Chooses the token that follows token i of the last batch, from its logits; ids that name no token of the
  * tokenizer are never chosen. `sampling` null: the model's. The random number is a function of (seed, position in the
  * sequence) only. Order: temperature, top_k, top_p, min_p. */
-DSV3_API dsv3_status dsv3_sample(dsv3_session *session, int32_t i, const dsv3_sampling *sampling, uint64_t seed,
-                                 int32_t *token);
+DSV3_API dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* sampling,
+                                 uint64_t seed, int32_t* token);
 
 /* ---- heads other than the next token's -------------------------------------------------------------------- */
 
 /* Which of n ids a sequence classification model is read at: the rightmost that is not pad_token_id (the first, if all
  * are); the last, if the model has no pad_token_id. Ask for that token's logits. Padded rows thus give what they give
  * without padding; a batch of rows of several lengths needs a pad_token_id, or rows of their own length. -1: n < 1. */
-DSV3_API int32_t dsv3_classified_position(const dsv3_model *model, const int32_t *ids, int32_t n);
+DSV3_API int32_t dsv3_classified_position(const dsv3_model* model, const int32_t* ids, int32_t n);
 
 /* One evaluation of a DSV3_TASK_LAYER model. */
 typedef struct dsv3_layer_batch {
   uint32_t struct_size;
-  int32_t n_threads;            /* default: the physical cores this process may run on */
-  int32_t batch, length;        /* sequences, and tokens of each */
-  const float *x;               /* [batch, length, hidden_size] */
-  const float *float_mask;      /* [length, length] added to the attention scores; or null */
-  const uint8_t *bool_mask;     /* [length, length], not 0: token i does not see token j; or null. Not both. */
-  int32_t *router_ids;          /* out, [batch, length, num_experts_per_tok], highest weight first; or null */
-  float *router_weights;        /* out, the same shape; or null */
+  int32_t n_threads;        /* default: the physical cores this process may run on */
+  int32_t batch, length;    /* sequences, and tokens of each */
+  const float* x;           /* [batch, length, hidden_size] */
+  const float* float_mask;  /* [length, length] added to the attention scores; or null */
+  const uint8_t* bool_mask; /* [length, length], not 0: token i does not see token j; or null. Not both. */
+  int32_t* router_ids;      /* out, [batch, length, num_experts_per_tok], highest weight first; or null */
+  float* router_weights;    /* out, the same shape; or null */
 } dsv3_layer_batch;
 
 /* Hidden states in, hidden states out: y [batch, length, hidden_size]. Without a mask every token sees every token of
  * its sequence. Allocates what it needs. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY. */
-DSV3_API dsv3_status dsv3_layer_eval(const dsv3_model *model, const dsv3_layer_batch *batch, float *y);
+DSV3_API dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_batch* batch, float* y);
 
 /* ---- expert load ------------------------------------------------------------------------------------------ */
 
 /* The load-balancing loss of router logits, as transformers computes it: n_experts * sum over experts of (share of rows
  * that choose it) * (mean of its softmax), over all rows of all layers; n_experts_per_token when perfectly balanced.
  * logits: n_layers pointers to [n_rows, n_experts]; mask [n_rows]: rows with 0 do not count; null: all do. */
-DSV3_API dsv3_status dsv3_load_balancing_loss(const float *const *logits, int32_t n_layers, int32_t n_rows,
-                                              int32_t n_experts, int32_t n_experts_per_token, const uint8_t *mask,
-                                              double *loss);
+DSV3_API dsv3_status dsv3_load_balancing_loss(const float* const* logits, int32_t n_layers, int32_t n_rows,
+                                              int32_t n_experts, int32_t n_experts_per_token,
+                                              const uint8_t* mask, double* loss);
 
 #ifdef __cplusplus
 }

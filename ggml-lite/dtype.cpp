@@ -10,7 +10,8 @@ namespace lite {
 namespace {
 
 constexpr DTypeInfo kTable[kDTypes] = {
-    {"F32", 4, true}, {"BF16", 2, true}, {"F16", 2, true}, {"F8_E4M3", 1, true}, {"I32", 4, false}, {"I64", 8, false},
+    {"F32", 4, true},     {"BF16", 2, true}, {"F16", 2, true},
+    {"F8_E4M3", 1, true}, {"I32", 4, false}, {"I64", 8, false},
 };
 
 // Value of an e4m3 code by its fields; the 256 results are looked up afterwards.
@@ -33,7 +34,9 @@ const std::array<float, 256>& f8_values() {
 
 }  // namespace
 
-const DTypeInfo& info(DType dtype) { return kTable[int(dtype)]; }
+const DTypeInfo& info(DType dtype) {
+  return kTable[int(dtype)];
+}
 
 Result<DType> dtype_from_name(std::string_view name) {
   for (int i = 0; i < kDTypes; ++i)
@@ -46,7 +49,9 @@ Result<DType> dtype_from_code(uint8_t code) {
   return unsupported("element type number ", int(code), ": expected 0..", kDTypes - 1);
 }
 
-float f32_from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t(bits) << 16); }
+float f32_from_bf16(uint16_t bits) {
+  return std::bit_cast<float>(uint32_t(bits) << 16);
+}
 
 float f32_from_f16(uint16_t bits) {
   const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 0x3FF;
@@ -56,7 +61,9 @@ float f32_from_f16(uint16_t bits) {
   return sign ? -magnitude : magnitude;
 }
 
-float f32_from_f8(uint8_t code) { return f8_values()[code]; }
+float f32_from_f8(uint8_t code) {
+  return f8_values()[code];
+}
 
 uint16_t bf16_from_f32(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
@@ -80,7 +87,8 @@ uint8_t f8_from_f32(float value) {
   if (std::isnan(value)) return 0x7F;
   const uint8_t sign = std::signbit(value) ? 0x80 : 0;
   const float magnitude = std::min(std::fabs(value), 448.0f);
-  if (magnitude < std::ldexp(1.0f, -6))  // subnormal: a multiple of 2^-9; 8 of them are the first normal number
+  if (magnitude <
+      std::ldexp(1.0f, -6))  // subnormal: a multiple of 2^-9; 8 of them are the first normal number
     return sign | uint8_t(std::nearbyint(std::ldexp(magnitude, 9)));
   const uint32_t m = std::bit_cast<uint32_t>(magnitude) - (120u << 23);
   return sign | uint8_t((m + 0x7FFFF + (m >> 20 & 1)) >> 20);
@@ -130,7 +138,8 @@ void quantize_f8(const float* from, int64_t rows, int64_t cols, uint8_t* codes, 
       float largest = 0;
       for (int64_t r = r0; r < r1; ++r)
         for (int64_t c = c0; c < c1; ++c) largest = std::max(largest, std::fabs(from[r * cols + c]));
-      const float scale = largest > 0 ? largest / 448.0f : 1.0f;
+      const float exact = largest / 448.0f;  // 0 also for numbers near the smallest float
+      const float scale = exact > 0 ? exact : 1.0f;
       scales[r0 / kScaleBlock * block_cols + c0 / kScaleBlock] = scale;
       for (int64_t r = r0; r < r1; ++r)
         for (int64_t c = c0; c < c1; ++c) codes[r * cols + c] = f8_from_f32(from[r * cols + c] / scale);

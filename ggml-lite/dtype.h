@@ -10,7 +10,14 @@
 
 namespace lite {
 
-enum class DType : uint8_t { F32 = 0, BF16 = 1, F16 = 2, F8_E4M3 = 3, I32 = 4, I64 = 5 };  // numbers are stored in files
+enum class DType : uint8_t {
+  F32 = 0,
+  BF16 = 1,
+  F16 = 2,
+  F8_E4M3 = 3,
+  I32 = 4,
+  I64 = 5
+};  // numbers are stored in files
 constexpr int kDTypes = 6;
 
 struct DTypeInfo {
@@ -20,13 +27,15 @@ struct DTypeInfo {
 };
 
 const DTypeInfo& info(DType dtype);
-inline int64_t size_of(DType dtype) { return info(dtype).bytes; }
+inline int64_t size_of(DType dtype) {
+  return info(dtype).bytes;
+}
 Result<DType> dtype_from_name(std::string_view name);  // "F32"; Unsupported for anything else
 Result<DType> dtype_from_code(uint8_t code);           // the number in a file
 
 float f32_from_bf16(uint16_t bits);
 float f32_from_f16(uint16_t bits);
-float f32_from_f8(uint8_t code);     // both NaN codes give NaN
+float f32_from_f8(uint8_t code);      // both NaN codes give NaN
 uint16_t bf16_from_f32(float value);  // round to nearest even; NaN stays NaN
 uint16_t f16_from_f32(float value);   // round to nearest even; too large becomes infinite
 uint8_t f8_from_f32(float value);     // round to nearest even, saturating at +-448; NaN gives 0x7F

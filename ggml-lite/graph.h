@@ -16,8 +16,25 @@
 namespace lite {
 
 enum class Op : uint8_t {
-  Embed, RmsNorm, LayerNorm, Linear, LinearPerHead, Rope, StreamWrite, StreamRead, AttentionLatent, AttentionExpanded,
-  AttentionGrouped, AttentionMasked, Route, MoeFfn, SiluMul, Add, Concat, SelectRows, Copy,
+  Embed,
+  RmsNorm,
+  LayerNorm,
+  Linear,
+  LinearPerHead,
+  Rope,
+  StreamWrite,
+  StreamRead,
+  AttentionLatent,
+  AttentionExpanded,
+  AttentionGrouped,
+  AttentionMasked,
+  Route,
+  MoeFfn,
+  SiluMul,
+  Add,
+  Concat,
+  SelectRows,
+  Copy,
 };
 const char* op_name(Op op);
 
@@ -35,10 +52,20 @@ enum class Rows : uint8_t { Fixed, Tokens, Outputs };
 // scale per 128 consecutive values, f32 or a power of two. Matrices of other types take them as they are.
 enum class Rounding : uint8_t { None, F8, F8PowerOfTwo };
 
-struct NormParams { float eps; };
-struct LinearParams { Rounding rounding; };
-struct LinearPerHeadParams { int64_t head_rows, row0, rows; bool transposed; };
-struct RopeParams { float scale; bool interleaved; };
+struct NormParams {
+  float eps;
+};
+struct LinearParams {
+  Rounding rounding;
+};
+struct LinearPerHeadParams {
+  int64_t head_rows, row0, rows;
+  bool transposed;
+};
+struct RopeParams {
+  float scale;
+  bool interleaved;
+};
 struct AttentionParams {
   float scale;
   int64_t context;     // most rows a sequence can have
@@ -53,7 +80,10 @@ struct RouteParams {
   bool normalize;
   float factor;
 };
-struct MoeParams { int32_t experts; Rounding rounding; };
+struct MoeParams {
+  int32_t experts;
+  Rounding rounding;
+};
 using Params = std::variant<std::monostate, NormParams, LinearParams, LinearPerHeadParams, RopeParams,
                             AttentionParams, RouteParams, MoeParams>;
 

@@ -1,6 +1,7 @@
 #include "ggml-lite/json.h"
 
 #include <cmath>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 
@@ -8,11 +9,35 @@ namespace lite {
 
 namespace {
 constexpr size_t kMaxDepth = 64;
-}
+
+// Walks the text and tells `read` how far the reader has come, for the offsets of refusals.
+struct Cursor {
+  using iterator_category = std::forward_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = const char&;
+
+  const char& operator*() const { return *at; }
+  Cursor& operator++() {
+    *read = ++at;
+    return *this;
+  }
+  bool operator==(const Cursor& other) const { return at == other.at; }
+  bool operator!=(const Cursor& other) const { return at != other.at; }
+
+  const char* at;
+  const char** read;
+};
+
+}  // namespace
 
 // Receives nlohmann's SAX events and builds a Json; every refusal is recorded with its offset.
 class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
  public:
+  explicit JsonBuilder(std::string_view text) : begin_(text.data()), read_(text.data()) {}
+  Cursor cursor(const char* at) { return {at, &read_}; }
+
   bool null() override { return add(Json()); }
   bool boolean(bool v) override { return add(Json(v)); }
   bool number_integer(int64_t v) override { return add(Json(v)); }
@@ -22,7 +47,8 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   }
   bool number_float(double v, const std::string& text) override {
     // nlohmann turns an integer too large for 64 bits into a double; we would rather say so.
-    if (text.find_first_of(".eE") == std::string::npos) return refuse(str("integer ", text, " does not fit 64 bits"));
+    if (text.find_first_of(".eE") == std::string::npos)
+      return refuse(str("integer ", text, " does not fit 64 bits"));
     return add(Json(v));
   }
   bool string(std::string& v) override { return add(Json(std::move(v))); }
@@ -48,8 +74,8 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   std::string refusal_;
 
  private:
-  bool refuse(std::string why) {
-    refusal_ = std::move(why);
+  bool refuse(const std::string& why) {
+    refusal_ = str("at byte ", read_ - begin_, ": ", why);
     return false;
   }
   bool add(Json v) {
@@ -75,13 +101,19 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
     return add(std::move(v));
   }
 
+  const char* const begin_;
+  const char* read_;
   std::vector<Json> stack_;
   std::vector<std::unordered_set<std::string>> keys_;
 };
 
 Result<Json> Json::parse(std::string_view text, std::string_view what) {
-  JsonBuilder builder;
-  if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder))
+  // nlohmann takes a zero byte for the end of the text.
+  if (const size_t zero = text.find('\0'); zero != std::string_view::npos)
+    return corrupt("read ", what, ": not valid JSON: at byte ", zero + 1, ": a zero byte");
+  JsonBuilder builder(text);
+  if (!nlohmann::json::sax_parse(builder.cursor(text.data()), builder.cursor(text.data() + text.size()),
+                                 &builder))
     return corrupt("read ", what, ": not valid JSON: ", builder.refusal_);
   return std::move(builder.result_);
 }
@@ -126,7 +158,8 @@ bool Json::number(double* out) const {
 }
 
 const char* Json::type_name() const {
-  static const char* const names[] = {"null", "a boolean", "an integer", "a number", "a string", "a list", "an object"};
+  static const char* const names[] = {"null",     "a boolean", "an integer", "a number",
+                                      "a string", "a list",    "an object"};
   return names[value_.index()];
 }
 

@@ -25,7 +25,8 @@ class Sequences {
 
   int64_t length(int32_t sequence) const { return length_[sequence]; }
   int32_t row(int32_t sequence, int64_t position) const {
-    return block_table(sequence)[position / kBlockRows] * int32_t(kBlockRows) + int32_t(position % kBlockRows);
+    return block_table(sequence)[position / kBlockRows] * int32_t(kBlockRows) +
+           int32_t(position % kBlockRows);
   }
   // [ceil(length / kBlockRows)] entries are valid.
   const int32_t* block_table(int32_t sequence) const { return &blocks_[sequence * blocks_per_sequence_]; }
@@ -35,9 +36,9 @@ class Sequences {
 
  private:
   int64_t context_, blocks_per_sequence_, pool_blocks_;
-  std::vector<int64_t> length_;   // [sequence]
-  std::vector<int32_t> blocks_;   // [sequence][blocks_per_sequence]
-  std::vector<int32_t> free_;     // blocks of nobody, the next to be given out last
+  std::vector<int64_t> length_;  // [sequence]
+  std::vector<int32_t> blocks_;  // [sequence][blocks_per_sequence]
+  std::vector<int32_t> free_;    // blocks of nobody, the next to be given out last
 };
 
 }  // namespace lite

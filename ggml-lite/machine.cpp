@@ -29,7 +29,8 @@ int physical_cores() {
 int64_t memory_limit() {
   int64_t limit = int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
   struct rlimit r;
-  if (getrlimit(RLIMIT_AS, &r) == 0 && r.rlim_cur != RLIM_INFINITY) limit = std::min(limit, int64_t(r.rlim_cur));
+  if (getrlimit(RLIMIT_AS, &r) == 0 && r.rlim_cur != RLIM_INFINITY)
+    limit = std::min(limit, int64_t(r.rlim_cur));
   for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
     int64_t bytes;
     if (std::ifstream file(path); file >> bytes) limit = std::min(limit, bytes);  // "max" is no number

@@ -3,10 +3,25 @@
 namespace lite {
 
 const char* op_name(Op op) {
-  static const char* const names[] = {"embed", "rms_norm", "layer_norm", "linear", "linear_per_head", "rope", "stream_write", "stream_read",
-                                      "attention_latent", "attention_expanded", "attention_grouped",
-                                      "attention_masked", "route", "moe_ffn", "silu_mul", "add",
-                                      "concat", "select_rows", "copy"};
+  static const char* const names[] = {"embed",
+                                      "rms_norm",
+                                      "layer_norm",
+                                      "linear",
+                                      "linear_per_head",
+                                      "rope",
+                                      "stream_write",
+                                      "stream_read",
+                                      "attention_latent",
+                                      "attention_expanded",
+                                      "attention_grouped",
+                                      "attention_masked",
+                                      "route",
+                                      "moe_ffn",
+                                      "silu_mul",
+                                      "add",
+                                      "concat",
+                                      "select_rows",
+                                      "copy"};
   return names[int(op)];
 }
 
@@ -16,7 +31,8 @@ int64_t Graph::live_rows(const Node& node, Var v) const {
   return tensor(node.counts).row<int32_t>(0)[x.rows == Rows::Tokens ? kTokens : kOutputs];
 }
 
-// ---- values ---------------------------------------------------------------------------------------------------
+// ---- values
+// ---------------------------------------------------------------------------------------------------
 
 Var Builder::storage_value(Kind kind, int device, const Tensor& shape, Rows rows) {
   Storage s{kind, device};
@@ -54,10 +70,13 @@ StepInputs Builder::step_inputs(const StepLimits& n) {
   return in;
 }
 
-Var Builder::weight(const Tensor& tensor) { return storage_value(Kind::Weight, device_, tensor, Rows::Fixed); }
+Var Builder::weight(const Tensor& tensor) {
+  return storage_value(Kind::Weight, device_, tensor, Rows::Fixed);
+}
 
 Var Builder::stream(int32_t index, const Stream& stream) {
-  const Var v = storage_value(Kind::Stream, stream.device, Tensor::of(stream.dtype, {1, stream.width}), Rows::Fixed);
+  const Var v =
+      storage_value(Kind::Stream, stream.device, Tensor::of(stream.dtype, {1, stream.width}), Rows::Fixed);
   g_.storages[g_.value(v).storage].stream = index;
   return v;
 }
@@ -74,8 +93,9 @@ Var Builder::view(Var x, std::initializer_list<int64_t> dims) {
   Tensor shaped = Tensor::of(v.tensor.dtype, dims);
   Tensor row = v.tensor;
   row.shape[0] = 1;
-  if (!require(row.contiguous() && shaped.shape[0] == v.tensor.shape[0] && shaped.elements() == v.tensor.elements(), "view",
-               "contiguous rows of as many elements"))
+  if (!require(row.contiguous() && shaped.shape[0] == v.tensor.shape[0] &&
+                   shaped.elements() == v.tensor.elements(),
+               "view", "contiguous rows of as many elements"))
     return Var::none();
   shaped.data = v.tensor.data;
   shaped.stride[0] = v.tensor.stride[0];
@@ -88,7 +108,8 @@ Var Builder::slice(Var x, int64_t first, int64_t n) {
   if (!usable({x})) return Var::none();
   Value v = g_.value(x);
   const int64_t last = v.tensor.shape[v.tensor.rank - 1];
-  if (!require(first >= 0 && n >= 1 && first + n <= last, "slice", "a range inside the last dimension")) return Var::none();
+  if (!require(first >= 0 && n >= 1 && first + n <= last, "slice", "a range inside the last dimension"))
+    return Var::none();
   v.offset += first * size_of(v.tensor.dtype);
   v.tensor = slice_cols(v.tensor, first, n);
   g_.values.push_back(v);
@@ -127,10 +148,12 @@ bool Builder::usable(std::initializer_list<Var> operands) {
   return status_.ok();
 }
 
-// ---- ops ------------------------------------------------------------------------------------------------------
+// ---- ops
+// ------------------------------------------------------------------------------------------------------
 
 Var Builder::embed(Var table, Var ids) {
-  if (!usable({table, ids}) || !require(t(table).rank == 2 && t(ids).rank == 1, "embed", "table [V, d], ids [T]"))
+  if (!usable({table, ids}) ||
+      !require(t(table).rank == 2 && t(ids).rank == 1, "embed", "table [V, d], ids [T]"))
     return Var::none();
   const Var y = output(DType::F32, {t(ids).shape[0], t(table).shape[1]}, Rows::Tokens);
   append(Op::Embed, {table, ids}, {y});
@@ -138,8 +161,8 @@ Var Builder::embed(Var table, Var ids) {
 }
 
 Var Builder::rms_norm(Var x, Var weight, float eps) {
-  if (!usable({x, weight}) ||
-      !require(t(weight).rank == 1 && t(weight).shape[0] == t(x).shape[t(x).rank - 1], "rms_norm", "x [..., n], weight [n]"))
+  if (!usable({x, weight}) || !require(t(weight).rank == 1 && t(weight).shape[0] == t(x).shape[t(x).rank - 1],
+                                       "rms_norm", "x [..., n], weight [n]"))
     return Var::none();
   const Var y = like(x);
   append(Op::RmsNorm, {x, weight}, {y}, NormParams{eps});
@@ -148,8 +171,8 @@ Var Builder::rms_norm(Var x, Var weight, float eps) {
 
 Var Builder::layer_norm(Var x, Var weight, Var bias, float eps) {
   if (!usable({x, weight, bias}) ||
-      !require(t(x).rank == 2 && t(weight).shape[0] == t(x).shape[1] && t(bias).shape[0] == t(x).shape[1], "layer_norm",
-               "x [T, n], weight and bias [n]"))
+      !require(t(x).rank == 2 && t(weight).shape[0] == t(x).shape[1] && t(bias).shape[0] == t(x).shape[1],
+               "layer_norm", "x [T, n], weight and bias [n]"))
     return Var::none();
   const Var y = like(x);
   append(Op::LayerNorm, {x, weight, bias}, {y}, NormParams{eps});
@@ -167,13 +190,16 @@ Var Builder::linear(Var x, Var weight, Var bias, Rounding rounding) {
   return y;
 }
 
-Var Builder::linear_per_head(Var x, Var weight, int64_t head_rows, int64_t row0, int64_t rows, bool transposed) {
+Var Builder::linear_per_head(Var x, Var weight, int64_t head_rows, int64_t row0, int64_t rows,
+                             bool transposed) {
   if (!usable({x, weight}) ||
-      !require(t(x).rank == 3 && t(weight).rank == 2 && t(weight).shape[0] == t(x).shape[1] * head_rows && row0 >= 0 &&
-                   rows >= 1 && row0 + rows <= head_rows && t(x).shape[2] == (transposed ? rows : t(weight).shape[1]),
+      !require(t(x).rank == 3 && t(weight).rank == 2 && t(weight).shape[0] == t(x).shape[1] * head_rows &&
+                   row0 >= 0 && rows >= 1 && row0 + rows <= head_rows &&
+                   t(x).shape[2] == (transposed ? rows : t(weight).shape[1]),
                "linear_per_head", "x [T, H, n], weight [H * head_rows, cols]"))
     return Var::none();
-  const Var y = output(DType::F32, {t(x).shape[0], t(x).shape[1], transposed ? t(weight).shape[1] : rows}, g_.value(x).rows);
+  const Var y = output(DType::F32, {t(x).shape[0], t(x).shape[1], transposed ? t(weight).shape[1] : rows},
+                       g_.value(x).rows);
   append(Op::LinearPerHead, {x, weight}, {y}, LinearPerHeadParams{head_rows, row0, rows, transposed});
   return y;
 }
@@ -191,8 +217,8 @@ Var Builder::rope(Var x, Var positions, Var inv_freq, float scale, bool interlea
 
 Var Builder::stream_write(Var stream, Var rows, Var a, Var b) {
   if (!usable({stream, rows, a}) ||
-      !require(t(a).rank == 2 && t(a).shape[1] + (b ? t(b).shape[1] : 0) == t(stream).shape[1], "stream_write",
-               "parts as wide as the stream together"))
+      !require(t(a).rank == 2 && t(a).shape[1] + (b ? t(b).shape[1] : 0) == t(stream).shape[1],
+               "stream_write", "parts as wide as the stream together"))
     return Var::none();
   g_.values.push_back(g_.value(stream));
   const Var after{int32_t(g_.values.size()) - 1};
@@ -207,34 +233,41 @@ Var Builder::stream_read(Var stream, Var rows) {
   return y;
 }
 
-Var Builder::attention_latent(Var q_latent, Var q_rope, Var stream, const StepInputs& in, float scale, int64_t context) {
+Var Builder::attention_latent(Var q_latent, Var q_rope, Var stream, const StepInputs& in, float scale,
+                              int64_t context) {
   if (!usable({q_latent, q_rope, stream}) ||
       !require(t(q_latent).rank == 3 && t(q_rope).rank == 3 && t(q_latent).shape[1] == t(q_rope).shape[1] &&
                    t(q_latent).shape[2] + t(q_rope).shape[2] == t(stream).shape[1],
                "attention_latent", "q_latent [T, H, r], q_rope [T, H, n], stream [r + n]"))
     return Var::none();
   const Var y = like(q_latent);
-  append(Op::AttentionLatent, {q_latent, q_rope, stream, in.seqs, in.blocks}, {y}, AttentionParams{scale, context});
+  append(Op::AttentionLatent, {q_latent, q_rope, stream, in.seqs, in.blocks}, {y},
+         AttentionParams{scale, context});
   return y;
 }
 
-Var Builder::attention_expanded(Var q_nope, Var q_rope, Var kv_b, Var stream, const StepInputs& in, float scale,
-                                int64_t context) {
+Var Builder::attention_expanded(Var q_nope, Var q_rope, Var kv_b, Var stream, const StepInputs& in,
+                                float scale, int64_t context) {
   if (!usable({q_nope, q_rope, kv_b, stream})) return Var::none();
   const int64_t heads = t(q_nope).shape[1], dn = t(q_nope).shape[2], head_rows = t(kv_b).shape[0] / heads;
-  if (!require(t(q_nope).rank == 3 && t(q_rope).rank == 3 && t(q_rope).shape[1] == heads && head_rows * heads == t(kv_b).shape[0] &&
-                   head_rows > dn && t(kv_b).shape[1] + t(q_rope).shape[2] == t(stream).shape[1],
-               "attention_expanded", "q_nope [T, H, dn], q_rope [T, H, n], kv_b [H * (dn + dv), r], stream [r + n]"))
+  if (!require(t(q_nope).rank == 3 && t(q_rope).rank == 3 && t(q_rope).shape[1] == heads &&
+                   head_rows * heads == t(kv_b).shape[0] && head_rows > dn &&
+                   t(kv_b).shape[1] + t(q_rope).shape[2] == t(stream).shape[1],
+               "attention_expanded",
+               "q_nope [T, H, dn], q_rope [T, H, n], kv_b [H * (dn + dv), r], stream [r + n]"))
     return Var::none();
   const Var y = output(DType::F32, {t(q_nope).shape[0], heads, head_rows - dn}, g_.value(q_nope).rows);
-  append(Op::AttentionExpanded, {q_nope, q_rope, kv_b, stream, in.seqs, in.blocks}, {y}, AttentionParams{scale, context});
+  append(Op::AttentionExpanded, {q_nope, q_rope, kv_b, stream, in.seqs, in.blocks}, {y},
+         AttentionParams{scale, context});
   return y;
 }
 
-Var Builder::attention_grouped(Var q, Var stream, const StepInputs& in, float scale, int64_t context, int64_t window) {
+Var Builder::attention_grouped(Var q, Var stream, const StepInputs& in, float scale, int64_t context,
+                               int64_t window) {
   if (!usable({q, stream})) return Var::none();
   const int64_t heads = t(q).shape[1], n = t(q).shape[2], groups = t(stream).shape[1] / (2 * n);
-  if (!require(t(q).rank == 3 && groups >= 1 && groups * 2 * n == t(stream).shape[1] && heads % groups == 0 && window >= 0,
+  if (!require(t(q).rank == 3 && groups >= 1 && groups * 2 * n == t(stream).shape[1] && heads % groups == 0 &&
+                   window >= 0,
                "attention_grouped", "q [T, H, n], stream [2 * G * n], H a multiple of G"))
     return Var::none();
   const Var y = like(q);
@@ -243,9 +276,10 @@ Var Builder::attention_grouped(Var q, Var stream, const StepInputs& in, float sc
 }
 
 Var Builder::attention_masked(Var q, Var k, Var v, Var mask, const StepInputs& in, float scale) {
-  if (!usable({q, k, v}) || !require(t(q).rank == 3 && t(q).shape == t(k).shape && t(q).shape == t(v).shape &&
-                                         (!mask || (t(mask).rank == 2 && t(mask).shape[0] == t(mask).shape[1])),
-                                     "attention_masked", "q, k, v [T, H, n], mask [S, S]"))
+  if (!usable({q, k, v}) ||
+      !require(t(q).rank == 3 && t(q).shape == t(k).shape && t(q).shape == t(v).shape &&
+                   (!mask || (t(mask).rank == 2 && t(mask).shape[0] == t(mask).shape[1])),
+               "attention_masked", "q, k, v [T, H, n], mask [S, S]"))
     return Var::none();
   const Var y = like(q);
   append(Op::AttentionMasked, {q, k, v, mask, in.seqs}, {y}, AttentionParams{scale, t(q).shape[0]});
@@ -254,8 +288,10 @@ Var Builder::attention_masked(Var q, Var k, Var v, Var mask, const StepInputs& i
 
 Builder::Routing Builder::route(Var logits, Var bias, const RouteParams& p) {
   if (!usable({logits}) ||
-      !require(t(logits).rank == 2 && (!bias || t(bias).shape[0] == t(logits).shape[1]) && p.n_experts_per_token >= 1 &&
-                   p.n_experts_per_token <= t(logits).shape[1] && p.n_group >= 1 && t(logits).shape[1] % p.n_group == 0,
+      !require(t(logits).rank == 2 && (!bias || t(bias).shape[0] == t(logits).shape[1]) &&
+                   p.n_experts_per_token >= 1 && p.n_experts_per_token <= t(logits).shape[1] &&
+                   p.n_group >= 1 && t(logits).shape[1] % p.n_group == 0 &&
+                   (p.group_score != GroupScore::TwoLargest || t(logits).shape[1] / p.n_group >= 2),
                "route", "logits [T, E], bias [E], E a multiple of n_group, K <= E"))
     return {};
   const int64_t rows = t(logits).shape[0];
@@ -273,10 +309,14 @@ Var Builder::moe_ffn(Var x, Var ids, Var weights, ExpertSet experts, Rounding ro
     return w.up.shape[1] == d && w.down.shape[0] == d && w.down.shape[1] == width &&
            (gated ? w.gate.shape == w.up.shape : w.up_bias.shape[0] == width && w.down_bias.shape[0] == d);
   };
-  bool shapes = t(x).rank == 2 && t(ids).shape[1] == t(weights).shape[1] && (!experts.has_shared || fits(experts.shared));
-  for (const FfnWeights& w : experts.slots) shapes = shapes && fits(w) && w.up.shape == experts.slots[0].up.shape;
-  for (const int32_t slot : experts.slot_of_expert) shapes = shapes && slot >= -1 && slot < int64_t(experts.slots.size());
-  if (!require(shapes, "moe_ffn", "x [T, d], ids and weights [T, K], experts of one width")) return Var::none();
+  bool shapes = t(x).rank == 2 && t(ids).shape[1] == t(weights).shape[1] &&
+                (!experts.has_shared || fits(experts.shared));
+  for (const FfnWeights& w : experts.slots)
+    shapes = shapes && fits(w) && w.up.shape == experts.slots[0].up.shape;
+  for (const int32_t slot : experts.slot_of_expert)
+    shapes = shapes && slot >= -1 && slot < int64_t(experts.slots.size());
+  if (!require(shapes, "moe_ffn", "x [T, d], ids and weights [T, K], experts of one width"))
+    return Var::none();
   g_.experts.push_back(std::move(experts));
   const Var y = like(x);
   append(Op::MoeFfn, {x, ids, weights}, {y}, MoeParams{int32_t(g_.experts.size()) - 1, rounding});
@@ -284,7 +324,8 @@ Var Builder::moe_ffn(Var x, Var ids, Var weights, ExpertSet experts, Rounding ro
 }
 
 Var Builder::silu_mul(Var gate, Var up) {
-  if (!usable({gate, up}) || !require(t(gate).rank == 2 && t(gate).shape == t(up).shape, "silu_mul", "two values of one shape"))
+  if (!usable({gate, up}) ||
+      !require(t(gate).rank == 2 && t(gate).shape == t(up).shape, "silu_mul", "two values of one shape"))
     return Var::none();
   const Var y = like(gate);
   append(Op::SiluMul, {gate, up}, {y});
@@ -292,14 +333,17 @@ Var Builder::silu_mul(Var gate, Var up) {
 }
 
 Var Builder::add(Var a, Var b) {
-  if (!usable({a, b}) || !require(t(a).rank == 2 && t(a).shape == t(b).shape, "add", "two values of one shape")) return Var::none();
+  if (!usable({a, b}) ||
+      !require(t(a).rank == 2 && t(a).shape == t(b).shape, "add", "two values of one shape"))
+    return Var::none();
   const Var y = like(a);
   append(Op::Add, {a, b}, {y});
   return y;
 }
 
 Var Builder::concat(Var a, Var b) {
-  if (!usable({a, b}) || !require(t(a).rank == 2 && t(b).rank == 2 && t(a).shape[0] == t(b).shape[0], "concat", "[T, n], [T, m]"))
+  if (!usable({a, b}) || !require(t(a).rank == 2 && t(b).rank == 2 && t(a).shape[0] == t(b).shape[0],
+                                  "concat", "[T, n], [T, m]"))
     return Var::none();
   const Var y = output(DType::F32, {t(a).shape[0], t(a).shape[1] + t(b).shape[1]}, g_.value(a).rows);
   append(Op::Concat, {a, b}, {y});
@@ -307,7 +351,8 @@ Var Builder::concat(Var a, Var b) {
 }
 
 Var Builder::select_rows(Var x, Var out_rows) {
-  if (!usable({x, out_rows}) || !require(t(x).rank == 2 && t(out_rows).rank == 1, "select_rows", "x [T, n], out_rows [R]"))
+  if (!usable({x, out_rows}) ||
+      !require(t(x).rank == 2 && t(out_rows).rank == 1, "select_rows", "x [T, n], out_rows [R]"))
     return Var::none();
   const Var y = output(DType::F32, {t(out_rows).shape[0], t(x).shape[1]}, Rows::Outputs);
   append(Op::SelectRows, {x, out_rows}, {y});

@@ -33,8 +33,10 @@ class Builder {
   void keep(Var x);
 
   // ---- views: no node, no copy
-  Var view(Var x, std::initializer_list<int64_t> dims);         // another shape of each row, which is contiguous; dims[0] stays
-  Var slice(Var x, int64_t first, int64_t n);                   // [first, first + n) of the last dimension
+  Var view(
+      Var x,
+      std::initializer_list<int64_t> dims);  // another shape of each row, which is contiguous; dims[0] stays
+  Var slice(Var x, int64_t first, int64_t n);  // [first, first + n) of the last dimension
 
   // ---- ops
   // table [V, d], ids [T] -> [T, d]: row ids[t] of the table.
@@ -70,17 +72,20 @@ class Builder {
   // Absorbed MLA (arXiv:2405.04434, section 2.1, with W_UK and W_UV moved to the query and the result), causal.
   // q_latent [T, H, r], q_rope [T, H, n], stream rows [latent r ; key n] -> [T, H, r]:
   //   p = softmax over positions s <= t of scale * (q_latent . latent_s + q_rope . key_s);  y = sum_s p_s latent_s
-  Var attention_latent(Var q_latent, Var q_rope, Var stream, const StepInputs& in, float scale, int64_t context);
+  Var attention_latent(Var q_latent, Var q_rope, Var stream, const StepInputs& in, float scale,
+                       int64_t context);
 
   // The same attention with keys and values expanded from the latent by kv_b [H * (dn + dv), r], per head first dn
   // key rows, then dv value rows: q_nope [T, H, dn], q_rope [T, H, n] -> [T, H, dv].
-  Var attention_expanded(Var q_nope, Var q_rope, Var kv_b, Var stream, const StepInputs& in, float scale, int64_t context);
+  Var attention_expanded(Var q_nope, Var q_rope, Var kv_b, Var stream, const StepInputs& in, float scale,
+                         int64_t context);
 
   // Causal attention with H query heads on G shared key and value heads (GQA; G = H: multi-head): query head h uses key
   // head h / (H / G). q [T, H, n], stream rows [G keys of n ; G values of n] -> [T, H, n]:
   //   p = softmax over visible positions s of scale * q . key_s;  y = sum_s p_s value_s
   // Visible: s <= t, and s > t - window if there is one.
-  Var attention_grouped(Var q, Var stream, const StepInputs& in, float scale, int64_t context, int64_t window);
+  Var attention_grouped(Var q, Var stream, const StepInputs& in, float scale, int64_t context,
+                        int64_t window);
 
   // Attention inside the step, without a cache or an order: q, k, v [T, H, n], mask [S, S] f32 or none -> [T, H, n].
   // Token i of a sequence sees every token j of it, with mask[i][j] added to the score (-infinity: not at all). A token

@@ -1,9 +1,9 @@
 // The packed weight file: write it, open it (read-only mmap), verify it. Layout: docs/format.md.
 //
-// One file holds an index (header, a JSON block, raw sections, the tensor table, the extent table) and after it the
-// data extents. An extent is the unit of reading and of checksums: one plain tensor (elements, then its scales), or
-// several that are always used together, such as the three matrices of one expert. The file's own index checksum is
-// checked by open(); the extents' by verify().
+// One file holds an index (header, a JSON block, raw sections, the tensor table, the extent table) and after
+// it the data extents. An extent is the unit of reading and of checksums: one plain tensor (elements, then
+// its scales), or several that are always used together, such as the three matrices of one expert. The file's
+// own index checksum is checked by open(); the extents' by verify().
 #pragma once
 
 #include <functional>
@@ -24,7 +24,7 @@ struct PackEntry {
   std::string name;
   DType dtype = DType::F32;
   std::vector<int64_t> shape;  // 1..4 dimensions, each at least 1
-  bool scaled = false;         // has block scales: grid [ceil(shape[0] / block_rows), ceil(shape[1] / block_cols)]
+  bool scaled = false;  // has block scales: grid [ceil(shape[0] / block_rows), ceil(shape[1] / block_cols)]
   DType scale_dtype = DType::F32;
   int64_t block_rows = 0, block_cols = 0;
 
@@ -43,8 +43,8 @@ struct PackAlias {
   std::string name, target;
 };
 
-// One extent to be written: its tensors, in order, and its length. Extents of one group (the experts of a layer)
-// get the same `stride`, so that extent i of the group lies at i * stride.
+// One extent to be written: its tensors, in order, and its length. Extents of one group (the experts of a
+// layer) get the same `stride`, so that extent i of the group lies at i * stride.
 struct PackExtent {
   std::vector<PackEntry> tensors;
   int64_t stride = 0;  // 0: just as long as needed; else at least that, a multiple of 4 KiB
@@ -55,15 +55,17 @@ Result<int64_t> extent_bytes(const PackExtent& extent);
 
 // Writes `path` through `path`.partial, in file order and in pieces of any size:
 //   create; write or append (every tensor of every extent, in the given order); finish.
-// Memory is that of the index. A writer destroyed before finish() removes the partial file and leaves `path` as it was;
-// one that was killed leaves a partial file that the next writer takes over. Two writers of one path at a time: the
-// second fails with Busy.
+// Memory is that of the index. A writer destroyed before finish() removes the partial file and leaves `path`
+// as it was; one that was killed leaves a partial file that the next writer takes over. Two writers of one
+// path at a time: the second fails with Busy.
 class PackWriter {
  public:
-  // Fixes the whole layout; checks names, shapes, aliases and free disk space before a byte of data is written.
-  // `json` must be an object and hold only what decides what the model computes: it is part of the model id.
-  static Result<PackWriter> create(const std::string& path, const Json& json, std::vector<PackSection> sections,
-                                   const std::vector<PackExtent>& extents, const std::vector<PackAlias>& aliases);
+  // Fixes the whole layout; checks names, shapes, aliases and free disk space before a byte of data is
+  // written. `json` must be an object and hold only what decides what the model computes: it is part of the
+  // model id.
+  static Result<PackWriter> create(const std::string& path, const Json& json,
+                                   std::vector<PackSection> sections, const std::vector<PackExtent>& extents,
+                                   const std::vector<PackAlias>& aliases);
   PackWriter(PackWriter&&) noexcept;
   PackWriter& operator=(PackWriter&&) noexcept;
   ~PackWriter();
@@ -89,8 +91,8 @@ bool looks_packed(const std::string& path);
 class PackFile {
  public:
   struct Item {
-    PackEntry entry;       // its own name, also for an alias
-    Tensor tensor;         // read-only memory
+    PackEntry entry;  // its own name, also for an alias
+    Tensor tensor;    // read-only memory
     int32_t extent = -1;
     int32_t alias_of = -1;  // item that this one names
   };
@@ -115,8 +117,8 @@ class PackFile {
   const Item* find(std::string_view name) const;  // null when absent; O(log n)
   std::vector<std::string_view> tensors_of_extent(int32_t extent) const;
 
-  // Compares every extent with its checksum; names the tensors of the first extent that differs. `progress` gets
-  // bytes done and in all, and stops the work by returning false (Cancelled).
+  // Compares every extent with its checksum; names the tensors of the first extent that differs. `progress`
+  // gets bytes done and in all, and stops the work by returning false (Cancelled).
   Status verify(const std::function<bool(int64_t, int64_t)>& progress = {}) const;
 
  private:

@@ -2,6 +2,7 @@
 // Internal to pack*.cpp.
 #pragma once
 
+#define XXH_STATIC_LINKING_ONLY  // the running state as a value
 #include <xxhash.h>
 #include <array>
 #include <bit>
@@ -73,24 +74,18 @@ static_assert(sizeof(SectionRecord) == 32);
 // A running XXH3 hash.
 class Hash {
  public:
-  Hash() : state_(XXH3_createState()) {
-    if (!state_) throw std::bad_alloc();
-    reset();
-  }
-  void reset() { XXH3_128bits_reset(state_.get()); }
-  void add(const void* bytes, size_t n) { XXH3_128bits_update(state_.get(), bytes, n); }
-  uint64_t digest64() const { return XXH3_64bits_digest(state_.get()); }
+  Hash() { reset(); }
+  void reset() { XXH3_128bits_reset(&state_); }
+  void add(const void* bytes, size_t n) { XXH3_128bits_update(&state_, bytes, n); }
+  uint64_t digest64() const { return XXH3_64bits_digest(&state_); }
   std::array<uint8_t, 16> digest128() const {  // canonical: the bytes that xxh128sum prints
     XXH128_canonical_t canonical;
-    XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(state_.get()));
+    XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(&state_));
     return std::to_array(canonical.digest);
   }
 
  private:
-  struct Free {
-    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
-  };
-  std::unique_ptr<XXH3_state_t, Free> state_;  // one state serves both widths
+  XXH3_state_t state_;  // one state serves both widths
 };
 
 // 1..1024 bytes of UTF-8 without control characters, so that a name can be printed as it is.

@@ -8,7 +8,9 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-bool in_arena(Kind kind) { return kind != Kind::Weight && kind != Kind::Stream; }
+bool in_arena(Kind kind) {
+  return kind != Kind::Weight && kind != Kind::Stream;
+}
 
 struct Lifetime {
   int64_t first = -1, last = -1;  // nodes; -1: never used
@@ -30,6 +32,10 @@ std::vector<Lifetime> lifetimes(const Graph& g) {
     touch(n.workspace, int64_t(i));
   }
   const int64_t end = int64_t(g.nodes.size());
+  // Another device may read late: what it reads is not written over in this step.
+  for (const Node& n : g.nodes)
+    for (const Var v : n.in)
+      if (v && g.value(v).device != n.device) life[g.value(v).storage].last = end;
   for (size_t s = 0; s < life.size(); ++s) {
     if (g.storages[s].kind == Kind::Input) life[s] = {0, end};
     if (g.storages[s].kind == Kind::Kept) life[s].last = end;
@@ -38,10 +44,12 @@ std::vector<Lifetime> lifetimes(const Graph& g) {
 }
 
 // Places the storages of one device; returns the arena's size.
-Result<int64_t> place(const Graph& g, int device, const std::vector<Lifetime>& life, std::vector<int64_t>* offset) {
+Result<int64_t> place(const Graph& g, int device, const std::vector<Lifetime>& life,
+                      std::vector<int64_t>* offset) {
   std::vector<int32_t> order;
   for (size_t s = 0; s < g.storages.size(); ++s)
-    if (g.storages[s].device == device && in_arena(g.storages[s].kind) && life[s].first >= 0) order.push_back(int32_t(s));
+    if (g.storages[s].device == device && in_arena(g.storages[s].kind) && life[s].first >= 0)
+      order.push_back(int32_t(s));
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return g.storages[a].bytes > g.storages[b].bytes; });
 
@@ -56,7 +64,8 @@ Result<int64_t> place(const Graph& g, int device, const std::vector<Lifetime>& l
     }
     (*offset)[s] = at;
     int64_t end;
-    if (!checked_add(at, g.storages[s].bytes, &end)) return out_of_memory("plan memory: the arena's size does not fit 64 bits");
+    if (!checked_add(at, g.storages[s].bytes, &end))
+      return out_of_memory("plan memory: the arena's size does not fit 64 bits");
     arena = std::max(arena, end);
     placed.insert(std::upper_bound(placed.begin(), placed.end(), s,
                                    [&](int32_t a, int32_t b) { return (*offset)[a] < (*offset)[b]; }),
@@ -70,7 +79,8 @@ std::vector<Segment> make_segments(const Graph& g) {
   std::vector<int32_t> written_by(g.storages.size(), -1);  // segment that last wrote a storage
   for (size_t i = 0; i < g.nodes.size(); ++i) {
     const Node& n = g.nodes[i];
-    if (segments.empty() || segments.back().device != n.device) segments.push_back({n.device, int32_t(i), 0, {}});
+    if (segments.empty() || segments.back().device != n.device)
+      segments.push_back({n.device, int32_t(i), 0, {}});
     Segment& segment = segments.back();
     ++segment.n_nodes;
     for (const Var v : n.in) {
@@ -92,7 +102,8 @@ Result<Plan> make_plan(Graph* g, std::span<Backend* const> backends) {
     const int64_t bytes = backends[n.device]->workspace_bytes(*g, n);
     if (bytes == 0) continue;
     g->storages.push_back({Kind::Workspace, n.device, bytes});
-    g->values.push_back({Tensor::of(DType::F32, {ceil_div(bytes, 4)}), Rows::Fixed, n.device, int32_t(g->storages.size()) - 1, 0});
+    g->values.push_back({Tensor::of(DType::F32, {ceil_div(bytes, 4)}), Rows::Fixed, n.device,
+                         int32_t(g->storages.size()) - 1, 0});
     n.workspace = {int32_t(g->values.size()) - 1};
   }
   Plan plan;
@@ -106,7 +117,8 @@ Result<Plan> make_plan(Graph* g, std::span<Backend* const> backends) {
   return plan;
 }
 
-void bind(Graph* g, const Plan& plan, std::span<std::byte* const> arenas, std::span<std::byte* const> streams) {
+void bind(Graph* g, const Plan& plan, std::span<std::byte* const> arenas,
+          std::span<std::byte* const> streams) {
   for (size_t s = 0; s < g->storages.size(); ++s) {
     Storage& storage = g->storages[s];
     if (in_arena(storage.kind)) storage.data = arenas[storage.device] + plan.offset[s];

@@ -23,6 +23,7 @@ struct Plan {
 Result<Plan> make_plan(Graph* graph, std::span<Backend* const> backends);
 
 // Points every value of the graph at its memory: arenas per device, streams by index.
-void bind(Graph* graph, const Plan& plan, std::span<std::byte* const> arenas, std::span<std::byte* const> streams);
+void bind(Graph* graph, const Plan& plan, std::span<std::byte* const> arenas,
+          std::span<std::byte* const> streams);
 
 }  // namespace lite

@@ -68,19 +68,33 @@ class [[nodiscard]] Status {
 };
 
 template <class... P>
-Status invalid_argument(const P&... p) { return {Code::InvalidArgument, str(p...)}; }
+Status invalid_argument(const P&... p) {
+  return {Code::InvalidArgument, str(p...)};
+}
 template <class... P>
-Status not_found(const P&... p) { return {Code::NotFound, str(p...)}; }
+Status not_found(const P&... p) {
+  return {Code::NotFound, str(p...)};
+}
 template <class... P>
-Status io_error(const P&... p) { return {Code::Io, str(p...)}; }
+Status io_error(const P&... p) {
+  return {Code::Io, str(p...)};
+}
 template <class... P>
-Status corrupt(const P&... p) { return {Code::Corrupt, str(p...)}; }
+Status corrupt(const P&... p) {
+  return {Code::Corrupt, str(p...)};
+}
 template <class... P>
-Status unsupported(const P&... p) { return {Code::Unsupported, str(p...)}; }
+Status unsupported(const P&... p) {
+  return {Code::Unsupported, str(p...)};
+}
 template <class... P>
-Status out_of_memory(const P&... p) { return {Code::OutOfMemory, str(p...)}; }
+Status out_of_memory(const P&... p) {
+  return {Code::OutOfMemory, str(p...)};
+}
 template <class... P>
-Status internal_error(const P&... p) { return {Code::Internal, str(p...)}; }
+Status internal_error(const P&... p) {
+  return {Code::Internal, str(p...)};
+}
 
 // A value or the reason why there is none.
 template <class T>
@@ -105,8 +119,8 @@ class [[nodiscard]] Result {
 #define LITE_CONCAT(a, b) LITE_CONCAT_(a, b)
 
 // Returns the error of `expression` (a Status) to the caller, if there is one.
-#define LITE_TRY(expression)                                        \
-  do {                                                              \
+#define LITE_TRY(expression)                                                                 \
+  do {                                                                                       \
     if (::lite::Status lite_status_ = (expression); !lite_status_.ok()) return lite_status_; \
   } while (false)
 
@@ -118,10 +132,18 @@ class [[nodiscard]] Result {
   target = std::move(*result)
 
 // Sizes from files are multiplied and added only with these; false means it does not fit.
-[[nodiscard]] inline bool checked_mul(int64_t a, int64_t b, int64_t* out) { return !__builtin_mul_overflow(a, b, out); }
-[[nodiscard]] inline bool checked_add(int64_t a, int64_t b, int64_t* out) { return !__builtin_add_overflow(a, b, out); }
+[[nodiscard]] inline bool checked_mul(int64_t a, int64_t b, int64_t* out) {
+  return !__builtin_mul_overflow(a, b, out);
+}
+[[nodiscard]] inline bool checked_add(int64_t a, int64_t b, int64_t* out) {
+  return !__builtin_add_overflow(a, b, out);
+}
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return a / b + (a % b != 0);
+}
+constexpr int64_t round_up(int64_t a, int64_t b) {
+  return ceil_div(a, b) * b;
+}
 
 }  // namespace lite

@@ -18,7 +18,9 @@ Tensor Tensor::of(DType dtype, std::initializer_list<int64_t> dims) {
   return t;
 }
 
-int64_t Tensor::elements() const { return shape[0] * shape[1] * shape[2] * shape[3]; }
+int64_t Tensor::elements() const {
+  return shape[0] * shape[1] * shape[2] * shape[3];
+}
 
 bool Tensor::contiguous() const {
   int64_t bytes = size_of(dtype);

@@ -13,24 +13,49 @@ using lite::unsupported;
 
 namespace {
 
-constexpr int64_t kLargestExpertTotal = 1 << 20;  // over all layers: bounds the tensor table of a hostile file
+// Over all layers: bounds the tensor table of a hostile file. Kimi-K2 has 23,040.
+constexpr int64_t kLargestExpertTotal = 1 << 17;
 
 // Keys of released config.json files that do not change what the model computes at inference.
-const std::set<std::string_view> kNoEffect = {
-    "_name_or_path", "attention_dropout", "auto_map", "aux_loss_alpha", "chunk_size_feed_forward", "classifier_dropout",
-    "dtype", "ep_size", "head_dim", "hidden_dropout", "initializer_range", "label2id", "max_window_layers", "num_key_value_heads",
-    "num_labels", "output_attentions", "output_hidden_states", "output_router_logits", "pretraining_tp", "problem_type",
-    "qk_head_dim", "return_dict", "router_aux_loss_coef", "router_jitter_noise", "seq_aux", "torch_dtype",
-    "transformers_version", "use_cache"};
+const std::set<std::string_view> kNoEffect = {"_name_or_path",
+                                              "attention_dropout",
+                                              "auto_map",
+                                              "aux_loss_alpha",
+                                              "chunk_size_feed_forward",
+                                              "classifier_dropout",
+                                              "dtype",
+                                              "ep_size",
+                                              "head_dim",
+                                              "hidden_dropout",
+                                              "initializer_range",
+                                              "label2id",
+                                              "max_window_layers",
+                                              "num_key_value_heads",
+                                              "num_labels",
+                                              "output_attentions",
+                                              "output_hidden_states",
+                                              "output_router_logits",
+                                              "pretraining_tp",
+                                              "problem_type",
+                                              "qk_head_dim",
+                                              "return_dict",
+                                              "router_aux_loss_coef",
+                                              "router_jitter_noise",
+                                              "seq_aux",
+                                              "torch_dtype",
+                                              "transformers_version",
+                                              "use_cache"};
 
 // rope_scaling: nothing, {"type": "default"}, or YaRN. Newer files say rope_type for type.
 // rope_parameters, of transformers 5, is the same with rope_theta inside.
-Status parse_rope_scaling(const Json& object, const std::string& where, const double* theta, Config* c, Json* effective) {
+Status parse_rope_scaling(const Json& object, const std::string& where, const double* theta, Config* c,
+                          Json* effective) {
   Keys k(object, where);
   if (theta) c->rope_theta = k.number("rope_theta", theta, 1.001, 1e12);
-  const char* kind = object.find("rope_type") ? "rope_type" : "type";
+  const bool both = k.get("rope_type", true) && k.get("type", true);
+  const char* kind = k.get("rope_type", true) ? "rope_type" : "type";
   const int type = k.choice(kind, nullptr, {"yarn", "default"});
-  if (object.find("rope_type") && object.find("type") && k.choice("type", nullptr, {"yarn", "default"}) != type)
+  if (both && k.choice("type", nullptr, {"yarn", "default"}) != type)
     k.fail(invalid_argument(where, ": \"type\" and \"rope_type\" differ"));
   if (type == 0) {
     const RopeScaling defaults;
@@ -55,7 +80,8 @@ Status parse_rope(Keys& k, double default_theta, Config* c) {
   const Json* parameters = k.object("rope_parameters");
   const Json* scaling = k.object("rope_scaling");
   if (parameters && scaling)
-    return invalid_argument(k.where(), ": both \"rope_scaling\" and \"rope_parameters\" are given, expected one");
+    return invalid_argument(k.where(),
+                            ": both \"rope_scaling\" and \"rope_parameters\" are given, expected one");
   if (!parameters) c->rope_theta = k.number("rope_theta", &default_theta, 1.001, 1e12);
   const Json* rope = parameters ? parameters : scaling;
   if (rope) {
@@ -75,7 +101,8 @@ Status parse_quantization(Keys& config, Config* c) {
   k.choice("quant_method", nullptr, {"fp8"});
   k.choice("fmt", "e4m3", {"e4m3"});
   k.choice("activation_scheme", "dynamic", {"dynamic"});
-  c->scale_fmt = k.choice("scale_fmt", "float", {"float", "ue8m0"}) == 1 ? ScaleFormat::Ue8m0 : ScaleFormat::F32;
+  c->scale_fmt =
+      k.choice("scale_fmt", "float", {"float", "ue8m0"}) == 1 ? ScaleFormat::Ue8m0 : ScaleFormat::F32;
   k.get("modules_to_not_convert", true);
   const Json* block = k.get("weight_block_size", false);
   if (block && block->dump() != "[128,128]") k.fail("weight_block_size", *block, "[128, 128]", true);
@@ -86,20 +113,23 @@ Status parse_quantization(Keys& config, Config* c) {
   return k.status();
 }
 
-Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers, const std::set<std::string_view>& allowed) {
+Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,
+                                   const std::set<std::string_view>& allowed) {
   LayerKeys result(json);
   result.overrides_.resize(size_t(layers));
   const Json* overrides = k.object("layer_config");
   if (!overrides) return result;
   for (const auto& [key, value] : *overrides->object()) {
     const std::string where = k.where() + ": layer_config \"" + key + "\"";
-    const bool decimal = !key.empty() && key.size() < 8 && key.find_first_not_of("0123456789") == std::string::npos;
+    const bool decimal =
+        !key.empty() && key.size() < 8 && key.find_first_not_of("0123456789") == std::string::npos;
     const int64_t layer = decimal ? std::stoll(key) : -1;
     if (layer < 0 || layer >= layers || std::to_string(layer) != key)
       return invalid_argument(where, ": expected a layer index from 0 to ", layers - 1);
     if (!value.object()) return invalid_argument(where, ": got ", value.type_name(), ", expected an object");
     for (const auto& [name, unused] : *value.object())
-      if (!allowed.contains(name)) return unsupported(where, ": key \"", name, "\" cannot differ between layers");
+      if (!allowed.contains(name))
+        return unsupported(where, ": key \"", name, "\" cannot differ between layers");
     result.overrides_[size_t(layer)] = &value;
   }
   k.effective().set("layer_config", *overrides);
@@ -111,7 +141,8 @@ void parse_common(Keys& k, double default_eps, Config* c) {
   c->num_hidden_layers = k.size("num_hidden_layers");
   constexpr int64_t kMostLayers = 10000;
   if (c->num_hidden_layers > kMostLayers)
-    k.fail(invalid_argument(k.where(), ": key \"num_hidden_layers\": got ", c->num_hidden_layers, ", expected at most ", kMostLayers));
+    k.fail(invalid_argument(k.where(), ": key \"num_hidden_layers\": got ", c->num_hidden_layers,
+                            ", expected at most ", kMostLayers));
   c->max_position_embeddings = k.size("max_position_embeddings");
   c->rms_norm_eps = k.number("rms_norm_eps", &default_eps, 0, 1);
   c->tie_word_embeddings = k.boolean("tie_word_embeddings", false);
@@ -152,10 +183,13 @@ void parse_task(Keys& k, const Family& family, Config* c) {
   const Json* given = k.get("architectures", true);
   if (!given || !family.class_name) return;
   std::string expected;
-  const struct { const char* suffix; Task task; } tasks[] = {{"ForCausalLM", Task::CausalLm},
-                                                             {"ForSequenceClassification", Task::SequenceClassification},
-                                                             {"ForTokenClassification", Task::TokenClassification},
-                                                             {"ForQuestionAnswering", Task::QuestionAnswering}};
+  const struct {
+    const char* suffix;
+    Task task;
+  } tasks[] = {{"ForCausalLM", Task::CausalLm},
+               {"ForSequenceClassification", Task::SequenceClassification},
+               {"ForTokenClassification", Task::TokenClassification},
+               {"ForQuestionAnswering", Task::QuestionAnswering}};
   for (const auto& [suffix, task] : tasks) {
     if (task != Task::CausalLm && !family.heads) break;
     const std::string class_list = lite::str("[\"", family.class_name, suffix, "\"]");
@@ -204,19 +238,29 @@ Config Config::without_mtp() const {
   c.num_nextn_predict_layers = 0;
   c.layers.resize(num_hidden_layers);
   c.effective.set("num_nextn_predict_layers", 0);
+  if (const Json* overrides = effective.find("layer_config")) {
+    Json::Object kept;
+    for (const auto& [layer, keys] : *overrides->object())
+      if (layer != std::to_string(num_hidden_layers)) kept.emplace_back(layer, keys);
+    c.effective.set("layer_config", std::move(kept));
+  }
   return c;
 }
 
 namespace {
 // YaRN's attention magnitude (arXiv:2309.00071, section 3.4, with DeepSeek's factor m).
-double magnitude(double factor, double m) { return factor <= 1 ? 1 : 0.1 * m * std::log(factor) + 1; }
+double magnitude(double factor, double m) {
+  return factor <= 1 ? 1 : 0.1 * m * std::log(factor) + 1;
+}
 }  // namespace
 
 int64_t Config::cached_values(const LayerConfig& layer) const {
   return is_mla() ? latent_dim() : 2 * layer.num_key_value_heads * layer.head_dim;
 }
 
-int64_t Config::rotary_dim(const LayerConfig& layer) const { return is_mla() ? qk_rope_head_dim : layer.head_dim; }
+int64_t Config::rotary_dim(const LayerConfig& layer) const {
+  return is_mla() ? qk_rope_head_dim : layer.head_dim;
+}
 
 int64_t Config::output_size() const {
   switch (task) {
@@ -249,16 +293,20 @@ std::vector<float> Config::rope_inv_freq(int64_t dim) const {
   if (has_rope_scaling) {
     // The dimension whose wave makes `rotations` turns over the original context.
     const auto dimension = [&](double rotations) {
-      return double(dim) * std::log(double(rope_scaling.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi)) /
+      return double(dim) *
+             std::log(double(rope_scaling.original_max_position_embeddings) /
+                      (rotations * 2 * std::numbers::pi)) /
              (2 * std::log(rope_theta));
     };
     low = std::max(std::floor(dimension(rope_scaling.beta_fast)), 0.0);
-    high = std::min(std::ceil(dimension(rope_scaling.beta_slow)), double(dim - 1));  // dim - 1, not dim / 2 - 1
+    high =
+        std::min(std::ceil(dimension(rope_scaling.beta_slow)), double(dim - 1));  // dim - 1, not dim / 2 - 1
     if (low == high) high += 0.001;
   }
   for (int64_t i = 0; i < dim / 2; ++i) {
     const double base = std::pow(rope_theta, -2.0 * double(i) / double(dim));
-    const double interpolated = has_rope_scaling ? std::clamp((double(i) - low) / (high - low), 0.0, 1.0) : 0.0;
+    const double interpolated =
+        has_rope_scaling ? std::clamp((double(i) - low) / (high - low), 0.0, 1.0) : 0.0;
     out[i] = float(base / rope_scaling.factor * interpolated + base * (1 - interpolated));
   }
   return out;

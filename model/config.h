@@ -75,21 +75,24 @@ struct Config {
   std::vector<std::string> labels;                  // of a classification head, from id2label
   std::vector<LayerConfig> layers;                  // num_hidden_layers + num_nextn_predict_layers (0 or 1)
 
-  bool is_mla() const { return architecture == Architecture::DeepseekV2 || architecture == Architecture::DeepseekV3; }
+  bool is_mla() const {
+    return architecture == Architecture::DeepseekV2 || architecture == Architecture::DeepseekV3;
+  }
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }
-  int64_t cached_values(const LayerConfig& layer) const;   // per token: MLA's latent, or keys and values
-  int64_t rotary_dim(const LayerConfig& layer) const;      // values of a head that are rotated
-  double softmax_scale(const LayerConfig& layer) const;    // head size^-0.5; MLA: times YaRN's mscale^2
-  std::vector<float> rope_inv_freq(int64_t dim) const;     // [dim / 2], computed in double, rounded once
-  double rope_cos_sin_scale() const;                       // YaRN's factor on cosine and sine; 1 for every released MLA model
-  int64_t output_size() const;                             // values the head gives for a position
+  int64_t cached_values(const LayerConfig& layer) const;  // per token: MLA's latent, or keys and values
+  int64_t rotary_dim(const LayerConfig& layer) const;     // values of a head that are rotated
+  double softmax_scale(const LayerConfig& layer) const;   // head size^-0.5; MLA: times YaRN's mscale^2
+  std::vector<float> rope_inv_freq(int64_t dim) const;    // [dim / 2], computed in double, rounded once
+  double rope_cos_sin_scale() const;  // YaRN's factor on cosine and sine; 1 for every released MLA model
+  int64_t output_size() const;        // values the head gives for a position
 
   // From config.json, or from `effective`. `unknown`, when given, receives the keys that are neither read nor known
   // to have no effect on what the model computes.
   static Result<Config> parse(const Json& json, std::vector<std::string>* unknown = nullptr);
 
-  Json effective;  // every value above under config.json's names, defaults included; parse(effective) is this Config
+  Json
+      effective;  // every value above under config.json's names, defaults included; parse(effective) is this Config
 
   // The same model without its multi-token-prediction layer, for a checkpoint that has dropped it.
   Config without_mtp() const;

@@ -1,5 +1,5 @@
-// config.json of DeepSeek-V2 and V3, Kimi-K2 and Moonlight. Defaults are those of DeepseekV2Config and DeepseekV3Config
-// of the released models' own code.
+// config.json of DeepSeek-V2 and V3, Kimi-K2 and Moonlight. Defaults are those of DeepseekV2Config and
+// DeepseekV3Config of the released models' own code.
 #include "model/config_keys.h"
 
 namespace dsv3 {
@@ -9,21 +9,25 @@ using lite::invalid_argument;
 namespace {
 
 const std::set<std::string_view> kPerLayer = {
-    "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "moe_intermediate_size", "n_routed_experts",
-    "num_experts_per_tok", "n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"};
+    "num_attention_heads",  "num_key_value_heads", "head_dim", "intermediate_size", "moe_intermediate_size",
+    "n_routed_experts",     "num_experts_per_tok", "n_group",  "topk_group",        "n_shared_experts",
+    "first_k_dense_replace"};
 
 void check_routing(Keys& k, const Config& c, const LayerConfig& l, int64_t layer) {
-  const auto refuse = [&](const auto&... text) { k.fail(invalid_argument(k.where(), ": layer ", layer, ": ", text...)); };
+  const auto refuse = [&](const auto&... text) {
+    k.fail(invalid_argument(k.where(), ": layer ", layer, ": ", text...));
+  };
   if (l.num_experts_per_tok > l.n_routed_experts)
-    refuse("num_experts_per_tok ", l.num_experts_per_tok, " is more than n_routed_experts ", l.n_routed_experts);
+    refuse("num_experts_per_tok ", l.num_experts_per_tok, " is more than n_routed_experts ",
+           l.n_routed_experts);
   if (c.topk_method == TopkMethod::Greedy || l.n_group == 1) return;
   if (l.n_routed_experts % l.n_group)
     return refuse("n_routed_experts ", l.n_routed_experts, " is not a multiple of n_group ", l.n_group);
   const int64_t per_group = l.n_routed_experts / l.n_group;
   if (l.topk_group > l.n_group) refuse("topk_group ", l.topk_group, " is more than n_group ", l.n_group);
   if (l.topk_group * per_group < l.num_experts_per_tok)
-    refuse("topk_group ", l.topk_group, " groups of ", per_group, " experts hold fewer than num_experts_per_tok ",
-           l.num_experts_per_tok);
+    refuse("topk_group ", l.topk_group, " groups of ", per_group,
+           " experts hold fewer than num_experts_per_tok ", l.num_experts_per_tok);
   if (c.topk_method == TopkMethod::NoauxTc && per_group < 2)
     refuse("noaux_tc scores a group by its two best experts, but a group has ", per_group);
 }
@@ -62,24 +66,28 @@ Status parse_deepseek(Keys& k, const Json& json, Config* c) {
   // transformers' own class knows no such key: a file without it has no such layer.
   c->num_nextn_predict_layers = k.size("num_nextn_predict_layers", 0);
   if (c->num_nextn_predict_layers > 1)
-    k.fail(lite::unsupported(k.where(), ": key \"num_nextn_predict_layers\": got ", c->num_nextn_predict_layers, ", expected 0 or 1"));
+    k.fail(lite::unsupported(k.where(), ": key \"num_nextn_predict_layers\": got ",
+                             c->num_nextn_predict_layers, ", expected 0 or 1"));
 
   c->q_lora_rank = k.size("q_lora_rank", 0);  // null in released files, 0 in DeepSeek's own: plain q_proj
   c->kv_lora_rank = k.size("kv_lora_rank");
   c->qk_nope_head_dim = k.size("qk_nope_head_dim");
   c->qk_rope_head_dim = k.size("qk_rope_head_dim");
   if (c->qk_rope_head_dim % 2)
-    k.fail(invalid_argument(k.where(), ": key \"qk_rope_head_dim\": got ", c->qk_rope_head_dim, ", expected an even number"));
+    k.fail(invalid_argument(k.where(), ": key \"qk_rope_head_dim\": got ", c->qk_rope_head_dim,
+                            ", expected an even number"));
   c->v_head_dim = k.size("v_head_dim");
   c->rope_interleave = k.boolean("rope_interleave", true);
   LITE_TRY(k.status());
   LITE_TRY(parse_rope(k, 10000, c));
   LITE_TRY(parse_quantization(k, c));
 
-  c->scoring_func = k.choice("scoring_func", v3 ? "sigmoid" : "softmax", {"softmax", "sigmoid"}) ? ScoringFunc::Sigmoid
-                                                                                                 : ScoringFunc::Softmax;
+  c->scoring_func = k.choice("scoring_func", v3 ? "sigmoid" : "softmax", {"softmax", "sigmoid"})
+                        ? ScoringFunc::Sigmoid
+                        : ScoringFunc::Softmax;
   const TopkMethod methods[] = {TopkMethod::Greedy, TopkMethod::GroupLimitedGreedy, TopkMethod::NoauxTc};
-  c->topk_method = methods[k.choice("topk_method", v3 ? "noaux_tc" : "greedy", {"greedy", "group_limited_greedy", "noaux_tc"})];
+  c->topk_method = methods[k.choice("topk_method", v3 ? "noaux_tc" : "greedy",
+                                    {"greedy", "group_limited_greedy", "noaux_tc"})];
   c->norm_topk_prob = k.boolean("norm_topk_prob", v3);
   const double factor = v3 ? 2.5 : 1.0;
   c->routed_scaling_factor = k.number("routed_scaling_factor", &factor, 1e-6, 1e6);
@@ -88,7 +96,8 @@ Status parse_deepseek(Keys& k, const Json& json, Config* c) {
   LITE_ASSIGN(const LayerKeys layers,
               LayerKeys::parse(k, json, c->num_hidden_layers + c->num_nextn_predict_layers, kPerLayer));
   LITE_TRY(layers.each(k, [&](Keys& keys, int64_t i) { c->layers.push_back(parse_layer(keys, *c, i)); }));
-  keep_layer_sizes(k, {"intermediate_size", "moe_intermediate_size", "num_experts_per_tok", "n_shared_experts", "n_group", "topk_group"});
+  keep_layer_sizes(k, {"intermediate_size", "moe_intermediate_size", "num_experts_per_tok",
+                       "n_shared_experts", "n_group", "topk_group"});
   return k.status();
 }
 

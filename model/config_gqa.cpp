@@ -1,5 +1,5 @@
-// config.json of Qwen3-MoE and Mixtral, which share grouped-query attention, and of the single MoE Transformer layer.
-// Defaults are those of transformers' Qwen3MoeConfig and MixtralConfig.
+// config.json of Qwen3-MoE and Mixtral, which share grouped-query attention, and of the single MoE
+// Transformer layer. Defaults are those of transformers' Qwen3MoeConfig and MixtralConfig.
 #include <algorithm>
 
 #include "model/config_keys.h"
@@ -10,9 +10,10 @@ using lite::invalid_argument;
 
 namespace {
 
-const std::set<std::string_view> kPerLayer = {"num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-                                              "moe_intermediate_size", "num_experts", "num_local_experts", "num_experts_per_tok",
-                                              "mlp_only_layers"};
+const std::set<std::string_view> kPerLayer = {
+    "num_attention_heads", "num_key_value_heads",   "head_dim",
+    "intermediate_size",   "moe_intermediate_size", "num_experts",
+    "num_local_experts",   "num_experts_per_tok",   "mlp_only_layers"};
 
 // A list of layer indices; absent or null: none.
 std::vector<int64_t> layer_list(Keys& k, const char* key) {
@@ -32,17 +33,20 @@ LayerConfig parse_layer(Keys& k, const Config& c, int64_t layer) {
   l.num_attention_heads = k.size("num_attention_heads");
   l.num_key_value_heads = k.size("num_key_value_heads");
   // Not recorded when absent: it would stop following the number of heads of other layers.
-  l.head_dim = k.get("head_dim", true) ? k.size("head_dim") : std::max<int64_t>(1, c.hidden_size / l.num_attention_heads);
+  l.head_dim = k.get("head_dim", true) ? k.size("head_dim")
+                                       : std::max<int64_t>(1, c.hidden_size / l.num_attention_heads);
   if (l.num_attention_heads % l.num_key_value_heads)
-    k.fail(invalid_argument(k.where(), ": num_attention_heads ", l.num_attention_heads, " is not a multiple of num_key_value_heads ",
-                            l.num_key_value_heads));
-  if (l.head_dim % 2) k.fail(invalid_argument(k.where(), ": key \"head_dim\": got ", l.head_dim, ", expected an even number"));
+    k.fail(invalid_argument(k.where(), ": num_attention_heads ", l.num_attention_heads,
+                            " is not a multiple of num_key_value_heads ", l.num_key_value_heads));
+  if (l.head_dim % 2)
+    k.fail(invalid_argument(k.where(), ": key \"head_dim\": got ", l.head_dim, ", expected an even number"));
 
   if (qwen) {
     const std::vector<int64_t> dense = layer_list(k, "mlp_only_layers");
     const int64_t step = k.size("decoder_sparse_step", 1, 1);
     l.n_routed_experts = k.size("num_experts", 0);
-    l.moe = l.n_routed_experts > 0 && (layer + 1) % step == 0 && std::find(dense.begin(), dense.end(), layer) == dense.end();
+    l.moe = l.n_routed_experts > 0 && (layer + 1) % step == 0 &&
+            std::find(dense.begin(), dense.end(), layer) == dense.end();
     if (!l.moe) {
       l.n_routed_experts = 0;
       l.intermediate_size = k.size("intermediate_size");
@@ -56,8 +60,8 @@ LayerConfig parse_layer(Keys& k, const Config& c, int64_t layer) {
   }
   l.num_experts_per_tok = k.size("num_experts_per_tok");
   if (l.num_experts_per_tok > l.n_routed_experts)
-    k.fail(invalid_argument(k.where(), ": layer ", layer, ": num_experts_per_tok ", l.num_experts_per_tok, " is more than the ",
-                            l.n_routed_experts, " experts"));
+    k.fail(invalid_argument(k.where(), ": layer ", layer, ": num_experts_per_tok ", l.num_experts_per_tok,
+                            " is more than the ", l.n_routed_experts, " experts"));
   return l;
 }
 
@@ -66,14 +70,17 @@ void parse_labels(Keys& k, Config* c) {
   const Json* names = k.object("id2label");
   if (!names) {
     const int64_t n = k.size("num_labels", 2, 1);
-    if (n > 1 << 20) return k.fail(invalid_argument(k.where(), ": key \"num_labels\": got ", n, ", expected at most ", 1 << 20));
+    if (n > 1 << 20)
+      return k.fail(
+          invalid_argument(k.where(), ": key \"num_labels\": got ", n, ", expected at most ", 1 << 20));
     for (int64_t i = 0; i < n; ++i) c->labels.push_back(lite::str("LABEL_", i));
     return;
   }
   k.effective().set("id2label", *names);
   c->labels.resize(names->object()->size());
   for (const auto& [id, name] : *names->object()) {
-    const bool decimal = !id.empty() && id.size() < 9 && id.find_first_not_of("0123456789") == std::string::npos;
+    const bool decimal =
+        !id.empty() && id.size() < 9 && id.find_first_not_of("0123456789") == std::string::npos;
     const size_t index = decimal ? size_t(std::stoll(id)) : c->labels.size();
     if (index >= c->labels.size() || !name.string())
       return k.fail("id2label", *names, "names for the ids from 0 to one less than their number");
@@ -98,8 +105,10 @@ Status parse_gqa(Keys& k, const Json& json, Config* c) {
   c->scoring_func = ScoringFunc::Softmax;
   c->topk_method = TopkMethod::Greedy;
   c->norm_topk_prob = qwen ? k.boolean("norm_topk_prob", false) : true;
-  if (c->task == Task::SequenceClassification || c->task == Task::TokenClassification) parse_labels(k, c);
-  else k.get("id2label", true);
+  if (c->task == Task::SequenceClassification || c->task == Task::TokenClassification)
+    parse_labels(k, c);
+  else
+    k.get("id2label", true);
   LITE_TRY(k.status());
 
   LITE_ASSIGN(const LayerKeys layers, LayerKeys::parse(k, json, c->num_hidden_layers, kPerLayer));
@@ -117,9 +126,11 @@ Status parse_moe_transformer(Keys& k, const Json&, Config* c) {
   l.num_experts_per_tok = k.size("num_experts_per_tok");
   LITE_TRY(k.status());
   if (c->hidden_size % l.num_attention_heads)
-    return invalid_argument(k.where(), ": hidden_size ", c->hidden_size, " is not a multiple of num_heads ", l.num_attention_heads);
+    return invalid_argument(k.where(), ": hidden_size ", c->hidden_size, " is not a multiple of num_heads ",
+                            l.num_attention_heads);
   if (l.num_experts_per_tok > l.n_routed_experts)
-    return invalid_argument(k.where(), ": num_experts_per_tok ", l.num_experts_per_tok, " is more than num_experts ", l.n_routed_experts);
+    return invalid_argument(k.where(), ": num_experts_per_tok ", l.num_experts_per_tok,
+                            " is more than num_experts ", l.n_routed_experts);
   l.head_dim = c->hidden_size / l.num_attention_heads;
   c->num_hidden_layers = 1;
   c->rms_norm_eps = 1e-5;  // of its LayerNorms: PyTorch's default

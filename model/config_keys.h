@@ -12,11 +12,13 @@ namespace dsv3 {
 
 constexpr int64_t kLargestSize = 1 << 24;  // of any dimension: products of two sizes stay far below 2^63
 
-// Reads the keys of one object. What is read, or taken from a default, is recorded under its key in `effective`;
-// the first error is kept, so that a list of reads needs one check at its end.
+// Reads the keys of one object. What is read, or taken from a default, is recorded under its key in
+// `effective`; the first error is kept, so that a list of reads needs one check at its end.
 class Keys {
  public:
-  Keys(const Json& object, std::string where) : object_(object), where_(std::move(where)) {}
+  // With `over`, an object whose members take the place of those of `object`.
+  Keys(const Json& object, std::string where, const Json* over = nullptr)
+      : object_(object), over_(over), where_(std::move(where)) {}
 
   int64_t size(const char* key) { return integer(key, nullptr, 1, kLargestSize); }
   int64_t size(const char* key, int64_t fallback, int64_t smallest = 0) {
@@ -75,14 +77,17 @@ class Keys {
   // Null counts as absent, as in the released files.
   const Json* get(const char* key, bool optional) {
     read_.insert(key);
-    const Json* v = object_.find(key);
+    const Json* v = over_ ? over_->find(key) : nullptr;
+    if (!v) v = object_.find(key);
     if (v && v->is_null()) v = nullptr;
-    if (!v && !optional && status_.ok()) status_ = lite::invalid_argument(where_, ": key \"", key, "\" is missing");
+    if (!v && !optional && status_.ok())
+      status_ = lite::invalid_argument(where_, ": key \"", key, "\" is missing");
     return v;
   }
   void fail(const char* key, const Json& got, const std::string& expected, bool unknown_value = false) {
     if (!status_.ok()) return;
-    const std::string text = lite::str(where_, ": key \"", key, "\": got ", got.dump().substr(0, 100), ", expected ", expected);
+    const std::string text =
+        lite::str(where_, ": key \"", key, "\": got ", got.dump().substr(0, 100), ", expected ", expected);
     status_ = unknown_value ? lite::unsupported(text) : lite::invalid_argument(text);
   }
   void fail(Status status) {
@@ -99,6 +104,7 @@ class Keys {
     for (const std::string& key : unread())
       fail(lite::unsupported(where_, ": unknown key \"", key, "\": it may change what the model computes"));
   }
+  const std::set<std::string, std::less<>>& keys_read() const { return read_; }
   const Status& status() const { return status_; }
   const std::string& where() const { return where_; }
   Json& effective() { return effective_; }
@@ -114,6 +120,7 @@ class Keys {
   }
 
   const Json& object_;
+  const Json* over_;
   std::string where_;
   std::set<std::string, std::less<>> read_;
   Json effective_{Json::Object()};
@@ -124,7 +131,8 @@ class Keys {
 class LayerKeys {
  public:
   // Reads config.json's "layer_config": decimal layer indices, each with some of the keys `allowed`.
-  static Result<LayerKeys> parse(Keys& config, const Json& json, int64_t layers, const std::set<std::string_view>& allowed);
+  static Result<LayerKeys> parse(Keys& config, const Json& json, int64_t layers,
+                                 const std::set<std::string_view>& allowed);
   // Calls parse_layer(keys, i) for every layer with that layer's keys; the first error ends it.
   template <class ParseLayer>
   Status each(Keys& config, const ParseLayer& parse_layer) const {
@@ -134,11 +142,13 @@ class LayerKeys {
         LITE_TRY(config.status());
         continue;
       }
-      Json merged = json_;
-      for (const auto& [name, value] : *overrides_[i]->object()) merged.set(name, value);
-      Keys keys(merged, lite::str(config.where(), ": layer_config \"", i, "\""));
+      Keys keys(json_, lite::str(config.where(), ": layer_config \"", i, "\""), overrides_[i]);
       parse_layer(keys, int64_t(i));
       LITE_TRY(keys.status());
+      // What this layer read of config.json itself must be in `effective`, even if no other layer reads it.
+      for (const std::string& key : keys.keys_read())
+        if (const Json* v = config.get(key.c_str(), true); v && !config.effective().find(key))
+          config.effective().set(key, *v);
     }
     return {};
   }
@@ -160,8 +170,8 @@ Status parse_moe_transformer(Keys& keys, const Json& json, Config* config);
 
 // Keys that every architecture with a vocabulary has.
 void parse_common(Keys& keys, double default_eps, Config* config);
-// Sizes that no layer reads as they stand in config.json (all its readers override them, or there are none) are known all
-// the same.
+// Sizes that no layer reads as they stand in config.json (all its readers override them, or there are none)
+// are known all the same.
 void keep_layer_sizes(Keys& keys, std::initializer_list<const char*> names);
 
 }  // namespace dsv3

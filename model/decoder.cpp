@@ -107,12 +107,15 @@ std::vector<lite::Stream> make_streams(const Model& model, const GraphOptions& o
   std::vector<lite::Stream> streams;
   const int64_t layers = c.num_hidden_layers + (options.mtp ? 1 : 0);
   for (int i = 0; i < int(layers); ++i)
-    streams.push_back({str("layer.", i), options.kv, c.cached_values(c.layers[i]), model.placement().device(i, Role::Attention)});
-  if (options.mtp) streams.push_back({"final", lite::DType::F32, c.hidden_size, model.placement().device(-1, Role::Head)});
+    streams.push_back({str("layer.", i), options.kv, c.cached_values(c.layers[i]),
+                       model.placement().device(i, Role::Attention)});
+  if (options.mtp)
+    streams.push_back({"final", lite::DType::F32, c.hidden_size, model.placement().device(-1, Role::Head)});
   return streams;
 }
 
-Status build_main(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out) {
+Status build_main(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
+                  StepGraph* out) {
   switch (model.config().architecture) {
     case Architecture::DeepseekV2:
     case Architecture::DeepseekV3: return build_deepseek(model, options, streams, out);
@@ -120,7 +123,8 @@ Status build_main(const Model& model, const GraphOptions& options, const std::ve
     case Architecture::Mixtral: return build_gqa(model, options, streams, out);
     case Architecture::MoeTransformer: break;
   }
-  return lite::invalid_argument("evaluate: a moe_transformer layer has no vocabulary; it takes hidden states");
+  return lite::invalid_argument(
+      "evaluate: a moe_transformer layer has no vocabulary; it takes hidden states");
 }
 
 }  // namespace dsv3

@@ -14,7 +14,8 @@ namespace dsv3 {
 // Trailing comments give shapes: T tokens, R output rows, d = hidden_size, H heads.
 class Decoder {
  public:
-  Decoder(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out)
+  Decoder(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
+          StepGraph* out)
       : m(model), c(model.config()), o(options), streams_(streams), out_(*out), b(&out->graph) {
     in = out_.in = b.step_inputs(o.limits);
   }
@@ -25,8 +26,9 @@ class Decoder {
  protected:
   using Var = lite::Var;
 
-  virtual Var attention(int layer, Var h) = 0;                                  // [T, d] -> [T, d]
-  virtual lite::RouteParams routing(const LayerConfig& layer, Var* bias, int i) = 0;  // how experts are chosen
+  virtual Var attention(int layer, Var h) = 0;  // [T, d] -> [T, d]
+  virtual lite::RouteParams routing(const LayerConfig& layer, Var* bias,
+                                    int i) = 0;  // how experts are chosen
 
   Var block(int i, Var x);  // h + Attn(norm h), then h + FFN(norm h)
   Var dense(int i, Var h);
@@ -42,7 +44,9 @@ class Decoder {
   Var stream(int index) { return b.stream(index, streams_[index]); }
   void place(int layer, Role role) { b.set_device(m.placement().device(layer, role)); }
   void keep(const std::string& name, Var x);
-  static std::string name(int layer, const char* rest) { return lite::str("model.layers.", layer, ".", rest); }
+  static std::string name(int layer, const char* rest) {
+    return lite::str("model.layers.", layer, ".", rest);
+  }
 
   const Model& m;
   const Config& c;

@@ -15,9 +15,10 @@ class Deepseek final : public Decoder {
     const int i = int(c.num_hidden_layers);
     const std::string p = str("model.layers.", i, ".");
     place(i, Role::Mtp);
-    const Var e = norm(b.embed(weight(p + "embed_tokens.weight"), in.ids), p + "enorm.weight");           // [T, d]
-    const Var h = norm(b.stream_read(stream(int(streams_.size()) - 1), in.kv_rows), p + "hnorm.weight");  // [T, d]
-    const Var z = linear(p + "eh_proj", b.concat(e, h));                                                  // embedding first
+    const Var e = norm(b.embed(weight(p + "embed_tokens.weight"), in.ids), p + "enorm.weight");  // [T, d]
+    const Var h =
+        norm(b.stream_read(stream(int(streams_.size()) - 1), in.kv_rows), p + "hnorm.weight");  // [T, d]
+    const Var z = linear(p + "eh_proj", b.concat(e, h));  // embedding first
     const Var x = block(i, z);
     place(i, Role::Mtp);
     head(norm(b.select_rows(x, in.out_rows), p + "shared_head.norm.weight"), p + "shared_head.head.weight");
@@ -25,16 +26,19 @@ class Deepseek final : public Decoder {
   }
 
  private:
-  // Multi-head latent attention (arXiv:2405.04434, section 2.1). Only the normed latent and the rotated key are cached.
+  // Multi-head latent attention (arXiv:2405.04434, section 2.1). Only the normed latent and the rotated key
+  // are cached.
   Var attention(int i, Var h) override {
-    const int64_t H = c.layers[i].num_attention_heads, dn = c.qk_nope_head_dim, dr = c.qk_rope_head_dim, dv = c.v_head_dim;
+    const int64_t H = c.layers[i].num_attention_heads, dn = c.qk_nope_head_dim, dr = c.qk_rope_head_dim,
+                  dv = c.v_head_dim;
     const int64_t r = c.kv_lora_rank, T = o.limits.tokens;
     const std::string p = name(i, "self_attn.");
     const float scale = float(c.softmax_scale(c.layers[i])), eps = float(c.mla_norm_eps);
 
     Var q;
     if (c.q_lora_rank) {
-      const Var a = b.rms_norm(linear(p + "q_a_proj", h), weight(p + "q_a_layernorm.weight"), eps);  // [T, q_lora_rank]
+      const Var a =
+          b.rms_norm(linear(p + "q_a_proj", h), weight(p + "q_a_layernorm.weight"), eps);  // [T, q_lora_rank]
       q = linear(p + "q_b_proj", a);
     } else {
       q = linear(p + "q_proj", h);
@@ -42,7 +46,7 @@ class Deepseek final : public Decoder {
     q = b.view(q, {T, H, dn + dr});
     const Var q_nope = b.slice(q, 0, dn), q_rope = rope(i, b.slice(q, dn, dr));  // [T, H, dn], [T, H, dr]
 
-    const Var kv = linear(p + "kv_a_proj_with_mqa", h);                                          // [T, r + dr]
+    const Var kv = linear(p + "kv_a_proj_with_mqa", h);  // [T, r + dr]
     const Var latent = b.rms_norm(b.slice(kv, 0, r), weight(p + "kv_a_layernorm.weight"), eps);  // [T, r]
     const Var cache = b.stream_write(stream(i), in.kv_rows, latent, rope(i, b.slice(kv, r, dr)));
 
@@ -58,8 +62,8 @@ class Deepseek final : public Decoder {
     return linear(p + "o_proj", b.view(y, {T, H * dv}));
   }
 
-  // V2 (arXiv:2405.04434, section 2.2) limits groups by their best expert, V3 (arXiv:2412.19437, section 2.1.2) by the
-  // sum of their two best biased scores; the bias chooses and does not weigh.
+  // V2 (arXiv:2405.04434, section 2.2) limits groups by their best expert, V3 (arXiv:2412.19437,
+  // section 2.1.2) by the sum of their two best biased scores; the bias chooses and does not weigh.
   lite::RouteParams routing(const LayerConfig& l, Var* bias, int i) override {
     *bias = optional_weight(name(i, "mlp.gate.e_score_correction_bias"));
     lite::RouteParams route;
@@ -81,11 +85,13 @@ class Deepseek final : public Decoder {
 
 }  // namespace
 
-Status build_deepseek(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out) {
+Status build_deepseek(const Model& model, const GraphOptions& options,
+                      const std::vector<lite::Stream>& streams, StepGraph* out) {
   return Deepseek(model, options, streams, out).main();
 }
 
-Status build_mtp(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out) {
+Status build_mtp(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
+                 StepGraph* out) {
   return Deepseek(model, options, streams, out).mtp();
 }
 

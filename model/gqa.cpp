@@ -1,4 +1,5 @@
-// Qwen3-MoE (arXiv:2505.09388) and Mixtral (arXiv:2401.04088): grouped-query attention and softmax-routed experts.
+// Qwen3-MoE (arXiv:2505.09388) and Mixtral (arXiv:2401.04088): grouped-query attention and softmax-routed
+// experts.
 #include "model/decoder.h"
 
 namespace dsv3 {
@@ -24,7 +25,8 @@ class Gqa final : public Decoder {
     const Var keys = b.view(rope(i, k), {T, G * n});
     const Var cache = b.stream_write(stream(i), in.kv_rows, keys, v);
     const float scale = float(c.softmax_scale(l));
-    const Var y = b.attention_grouped(rope(i, q), cache, in, scale, o.context, c.sliding_window);  // [T, H, n]
+    const Var y =
+        b.attention_grouped(rope(i, q), cache, in, scale, o.context, c.sliding_window);  // [T, H, n]
     return linear(p + "o_proj", b.view(y, {T, H * n}));
   }
 
@@ -42,7 +44,8 @@ class Gqa final : public Decoder {
 
 }  // namespace
 
-Status build_gqa(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out) {
+Status build_gqa(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
+                 StepGraph* out) {
   return Gqa(model, options, streams, out).main();
 }
 

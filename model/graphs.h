@@ -37,14 +37,18 @@ struct StepGraph {
 
 // The main model: token ids to logits. With mtp it also leaves every token's final hidden state in the last stream.
 // keep_hidden: "hidden.0" .. "hidden.L", "final"; keep_routing: "router_ids.i", "router_weights.i", "router_logits.i".
-Status build_main(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out);
+Status build_main(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
+                  StepGraph* out);
 
 // The multi-token-prediction layer (arXiv:2412.19437, section 2.2) for position p: ids are the tokens at p + 1,
 // positions and kv_rows those of p; logits predict the token at p + 2.
-Status build_mtp(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out);
+Status build_mtp(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
+                 StepGraph* out);
 
 // One per family of architectures, for build_main.
-Status build_deepseek(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out);
-Status build_gqa(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams, StepGraph* out);
+Status build_deepseek(const Model& model, const GraphOptions& options,
+                      const std::vector<lite::Stream>& streams, StepGraph* out);
+Status build_gqa(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
+                 StepGraph* out);
 
 }  // namespace dsv3

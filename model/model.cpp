@@ -54,15 +54,17 @@ Status Model::check_tensors() const {
     const lite::PackFile::Item* item = find(t);
     if (!item) {
       if (t.optional) continue;
-      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\" is missing; convert the checkpoint again");
+      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name,
+                           "\" is missing; convert the checkpoint again");
     }
     const std::vector<int64_t>& shape = item->entry.shape;
     if (shape != t.shape)
-      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\": got shape ", shape_text(shape.data(), shape.size()),
-                           ", expected ", shape_text(t.shape.data(), t.shape.size()));
+      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\": got shape ",
+                           shape_text(shape.data(), shape.size()), ", expected ",
+                           shape_text(t.shape.data(), t.shape.size()));
     if (!lite::info(item->entry.dtype).is_float)
-      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\": got type ", lite::info(item->entry.dtype).name,
-                           ", expected a float type");
+      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\": got type ",
+                           lite::info(item->entry.dtype).name, ", expected a float type");
   }
   return {};
 }
@@ -123,8 +125,10 @@ const std::string& Model::describe() {
     }
     const int64_t size = item->entry.data_bytes() + item->entry.scale_bytes();
     entry.set("bytes", size);
-    if (item->alias_of >= 0) entry.set("alias_of", file_.items()[item->alias_of].entry.name);
-    else bytes[t.layer + 1][role_name(t.role)] += size;
+    if (item->alias_of >= 0)
+      entry.set("alias_of", file_.items()[item->alias_of].entry.name);
+    else
+      bytes[t.layer + 1][role_name(t.role)] += size;
     tensors.push_back(std::move(entry));
   }
 
@@ -167,7 +171,9 @@ const std::string& Model::describe() {
   all.set("bytes", by_role(bytes[0]));
   all.set("layers", std::move(layers));
   all.set("sections", Json::Array(file_.section_names().begin(), file_.section_names().end()));
-  if (const Json* provenance = file_.json().find("provenance")) all.set("provenance", *provenance);
+  if (const std::string_view* text = file_.section("provenance.json"))
+    if (auto provenance = Json::parse(*text, "provenance.json"); provenance.ok())
+      all.set("provenance", *provenance);
   all.set("tensors", std::move(tensors));
   description_ = all.dump();
   return description_;

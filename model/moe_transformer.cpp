@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "ggml-lite/machine.h"
 #include "ggml-lite/ops.h"
 #include "ggml-lite/plan.h"
 #include "ggml-lite/ref/ref.h"
@@ -33,14 +34,18 @@ Status build(const Model& m, const LayerBatch& batch, LayerGraph* out) {
   out->x = b.input(lite::DType::F32, {T, d}, lite::Rows::Tokens);
   if (batch.mask) out->mask = b.input(lite::DType::F32, {batch.length, batch.length}, lite::Rows::Fixed);
 
-  const Var qkv = b.linear(norm("attn_norm", out->x), weight("attn.in_proj_weight"), weight("attn.in_proj_bias"));  // [T, 3 d]
+  const Var qkv = b.linear(norm("attn_norm", out->x), weight("attn.in_proj_weight"),
+                           weight("attn.in_proj_bias"));  // [T, 3 d]
   const auto part = [&](int64_t i) { return b.view(b.slice(qkv, i * d, d), {T, H, n}); };
-  const Var o = b.attention_masked(part(0), part(1), part(2), out->mask, out->in, float(1 / std::sqrt(double(n))));
-  const Var x = b.add(out->x, b.linear(b.view(o, {T, d}), weight("attn.out_proj.weight"), weight("attn.out_proj.bias")));
+  const Var o =
+      b.attention_masked(part(0), part(1), part(2), out->mask, out->in, float(1 / std::sqrt(double(n))));
+  const Var x = b.add(
+      out->x, b.linear(b.view(o, {T, d}), weight("attn.out_proj.weight"), weight("attn.out_proj.bias")));
 
   const Var h = norm("moe_norm", x);
   // The softmax of the chosen logits is the softmax of all, normalised over the chosen.
-  const lite::RouteParams route{lite::Scoring::Softmax, lite::GroupScore::None, 1, 1, l.num_experts_per_tok, true, 1.0f};
+  const lite::RouteParams route{
+      lite::Scoring::Softmax, lite::GroupScore::None, 1, 1, l.num_experts_per_tok, true, 1.0f};
   const auto [ids, weights] = b.route(b.linear(h, weight("moe.gate.weight")), Var::none(), route);
   lite::ExpertSet set;
   set.activation = lite::Activation::Gelu;
@@ -63,9 +68,11 @@ Status build(const Model& m, const LayerBatch& batch, LayerGraph* out) {
 
 }  // namespace
 
-Status eval_moe_transformer(const Model& m, const LayerBatch& batch, int n_threads, const LayerResult& result) {
+Status eval_moe_transformer(const Model& m, const LayerBatch& batch, int n_threads,
+                            const LayerResult& result) {
   if (m.config().architecture != Architecture::MoeTransformer)
-    return lite::invalid_argument("evaluate a layer: the model is ", m.config().model_type, ", expected moe_transformer");
+    return lite::invalid_argument("evaluate a layer: the model is ", m.config().model_type,
+                                  ", expected moe_transformer");
   if (batch.batch < 1 || batch.length < 1 || batch.batch * batch.length > 1 << 24)
     return lite::invalid_argument("evaluate a layer: got ", batch.batch, " sequences of ", batch.length,
                                   " tokens, expected at least one of each and at most ", 1 << 24, " in all");
@@ -74,6 +81,10 @@ Status eval_moe_transformer(const Model& m, const LayerBatch& batch, int n_threa
   LayerGraph g;
   LITE_TRY(build(m, batch, &g));
   LITE_ASSIGN(const lite::Plan plan, lite::make_plan(&g.graph, backends));
+  if (plan.arena_bytes[0] > lite::memory_limit())
+    return lite::out_of_memory("evaluate a layer: it takes ", plan.arena_bytes[0],
+                               " bytes, this machine has ", lite::memory_limit(),
+                               "; try fewer or shorter sequences");
   LITE_ASSIGN(const lite::Buffer arena, backend->allocate(plan.arena_bytes[0]));
   std::byte* const arenas[] = {arena.get()};
   lite::bind(&g.graph, plan, arenas, {});

@@ -9,15 +9,16 @@ namespace dsv3 {
 struct LayerBatch {
   int64_t batch, length;  // sequences, tokens of each
   const float* x;         // [batch, length, hidden_size]
-  const float* mask;      // [length, length] added to the scores, -infinity: not seen; null: everything is seen
+  const float* mask;  // [length, length] added to the scores, -infinity: not seen; null: everything is seen
 };
 
 struct LayerResult {
-  float* y;                     // [batch, length, hidden_size]
-  int32_t* router_ids;          // [batch * length, num_experts_per_tok], highest weight first; or null
-  float* router_weights;        // the same shape; or null
+  float* y;               // [batch, length, hidden_size]
+  int32_t* router_ids;    // [batch * length, num_experts_per_tok], highest weight first; or null
+  float* router_weights;  // the same shape; or null
 };
 
-Status eval_moe_transformer(const Model& model, const LayerBatch& batch, int n_threads, const LayerResult& result);
+Status eval_moe_transformer(const Model& model, const LayerBatch& batch, int n_threads,
+                            const LayerResult& result);
 
 }  // namespace dsv3

@@ -7,8 +7,8 @@
 
 namespace dsv3 {
 
-double load_balancing_loss(std::span<const float* const> logits, int64_t n_rows, int64_t n_experts, int64_t chosen,
-                           const uint8_t* mask) {
+double load_balancing_loss(std::span<const float* const> logits, int64_t n_rows, int64_t n_experts,
+                           int64_t chosen, const uint8_t* mask) {
   std::vector<double> p(static_cast<size_t>(n_experts)), share(p.size()), mean(p.size());
   std::vector<int64_t> order(p.size());
   double rows = 0;
@@ -16,6 +16,7 @@ double load_balancing_loss(std::span<const float* const> logits, int64_t n_rows,
     for (int64_t r = 0; r < n_rows; ++r) {
       if (mask && !mask[r]) continue;
       const float* x = layer + r * n_experts;
+      if (!std::all_of(x, x + n_experts, [](float v) { return std::isfinite(v); })) return NAN;
       const double largest = *std::max_element(x, x + n_experts);
       double sum = 0;
       for (int64_t e = 0; e < n_experts; ++e) sum += p[e] = std::exp(x[e] - largest);

@@ -38,7 +38,9 @@ Status Session::plan() {
 }
 
 namespace {
-int64_t stream_bytes(const lite::Stream& s, int64_t rows) { return rows * s.width * lite::size_of(s.dtype); }
+int64_t stream_bytes(const lite::Stream& s, int64_t rows) {
+  return rows * s.width * lite::size_of(s.dtype);
+}
 }  // namespace
 
 Result<MemoryUse> Session::memory(Model& model, const SessionOptions& options) {
@@ -48,7 +50,8 @@ Result<MemoryUse> Session::memory(Model& model, const SessionOptions& options) {
   for (const lite::Stream& s : session.streams_) use.cache += stream_bytes(s, session.sequences_.pool_rows());
   for (const Program* p : {&session.main_, &session.mtp_})
     for (const int64_t bytes : p->plan.arena_bytes) use.activations += bytes;
-  use.activations += (options.mtp ? 2 : 1) * int64_t(options.max_logits) * model.config().output_size() * int64_t(sizeof(float));
+  use.activations += (options.mtp ? 2 : 1) * int64_t(options.max_logits) * model.config().output_size() *
+                     int64_t(sizeof(float));
   return use;
 }
 
@@ -88,23 +91,27 @@ Result<std::unique_ptr<Session>> Session::create(Model& model, const SessionOpti
   return session;
 }
 
-// ---- evaluation -----------------------------------------------------------------------------------------------
+// ---- evaluation
+// -----------------------------------------------------------------------------------------------
 
 // Refuses a batch that cannot be evaluated as a whole, and lists the tokens whose logits are wanted.
 Status Session::check(const Batch& batch) {
   const int32_t n = int32_t(batch.token.size());
   if (n < 1) return invalid_argument("evaluate: a batch of ", n, " tokens, expected at least 1");
   if ((options_.keep_hidden || options_.keep_routing) && n > options_.max_batch_tokens)
-    return invalid_argument("evaluate: a batch of ", n, " tokens with kept results, expected at most max_batch_tokens = ",
-                            options_.max_batch_tokens);
+    return invalid_argument(
+        "evaluate: a batch of ", n,
+        " tokens with kept results, expected at most max_batch_tokens = ", options_.max_batch_tokens);
   std::fill(seq_count_.begin(), seq_count_.end(), 0);
   std::fill(last_token_.begin(), last_token_.end(), -1);
   for (int32_t i = 0; i < n; ++i) {
     const int32_t seq = batch.seq ? batch.seq[i] : 0;
     if (batch.token[i] < 0 || batch.token[i] >= model_.config().vocab_size)
-      return invalid_argument("evaluate: token ", i, ": got id ", batch.token[i], ", expected 0..", model_.config().vocab_size - 1);
+      return invalid_argument("evaluate: token ", i, ": got id ", batch.token[i], ", expected 0..",
+                              model_.config().vocab_size - 1);
     if (seq < 0 || seq >= options_.max_seqs)
-      return invalid_argument("evaluate: token ", i, ": got sequence ", seq, ", expected 0..", options_.max_seqs - 1);
+      return invalid_argument("evaluate: token ", i, ": got sequence ", seq, ", expected 0..",
+                              options_.max_seqs - 1);
     ++seq_count_[seq];
     last_token_[seq] = i;
   }
@@ -112,8 +119,9 @@ Status Session::check(const Batch& batch) {
     const int64_t total = sequences_.length(seq) + seq_count_[seq];
     if (total > options_.context)
       return Status(lite::Code::ContextFull,
-                    lite::str("evaluate: sequence ", seq, " holds ", sequences_.length(seq), " tokens and ", seq_count_[seq],
-                              " more do not fit its context of ", options_.context, "; truncate it or make a larger session"));
+                    lite::str("evaluate: sequence ", seq, " holds ", sequences_.length(seq), " tokens and ",
+                              seq_count_[seq], " more do not fit its context of ", options_.context,
+                              "; truncate it or make a larger session"));
   }
   wanted_.clear();
   std::fill(seq_count_.begin(), seq_count_.end(), 0);
@@ -123,7 +131,8 @@ Status Session::check(const Batch& batch) {
     if (batch.want_logits ? batch.want_logits[i] == 0 : last_token_[seq] != i) continue;
     if (int32_t(wanted_.size()) == options_.max_logits) {
       wanted_.clear();
-      return invalid_argument("evaluate: more rows of logits are wanted than max_logits = ", options_.max_logits);
+      return invalid_argument("evaluate: more rows of logits are wanted than max_logits = ",
+                              options_.max_logits);
     }
     wanted_.push_back({i, int32_t(position), options_.mtp && position > 0});
   }
@@ -133,6 +142,7 @@ Status Session::check(const Batch& batch) {
 Status Session::eval(const Batch& batch) {
   const std::lock_guard lock(model_.evaluation());
   batch_tokens_ = 0;
+  wanted_.clear();
   LITE_TRY(check(batch));
   for (int32_t seq = 0; seq < options_.max_seqs; ++seq) length_before_[seq] = sequences_.length(seq);
 
@@ -145,7 +155,8 @@ Status Session::eval(const Batch& batch) {
     if (status.ok() && options_.progress && !options_.progress(first + pass, n))
       status = Status(lite::Code::Cancelled, "evaluation cancelled by its progress callback");
   }
-  cancel_.store(false, std::memory_order_relaxed);
+  const bool cancelled = cancel_.exchange(false, std::memory_order_relaxed);
+  if (status.ok() && cancelled) status = Status(lite::Code::Cancelled, "evaluation cancelled");
   if (!status.ok()) {
     for (int32_t seq = 0; seq < options_.max_seqs; ++seq) sequences_.resize(seq, length_before_[seq]);
     wanted_.clear();
@@ -156,16 +167,19 @@ Status Session::eval(const Batch& batch) {
 }
 
 // One row of StepInputs::seqs and its block table.
-void Session::add_sequence(Program& p, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count, int64_t kv_length) {
+void Session::add_sequence(Program& p, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count,
+                           int64_t kv_length) {
   int32_t* entry = p.input(p.step.in.seqs, *n_seqs);
   entry[0] = first;
   entry[1] = count;
   entry[2] = int32_t(kv_length);
-  std::copy_n(sequences_.block_table(seq), lite::ceil_div(kv_length, lite::kBlockRows), p.input(p.step.in.blocks, *n_seqs));
+  std::copy_n(sequences_.block_table(seq), lite::ceil_div(kv_length, lite::kBlockRows),
+              p.input(p.step.in.blocks, *n_seqs));
   ++*n_seqs;
 }
 
-// Evaluates tokens [first, first + n) of the batch, sequence by sequence, in the order of the batch within each.
+// Evaluates tokens [first, first + n) of the batch, sequence by sequence, in the order of the batch within
+// each.
 Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
   const StepGraph& s = main_.step;
   std::fill(seq_count_.begin(), seq_count_.end(), 0);
@@ -192,7 +206,9 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     for (int32_t j = 0; j < entry[1]; ++j) {
       const int64_t position = entry[2] - entry[1] + j;
       main_.input(s.in.positions)[entry[0] + j] = int32_t(position);
-      main_.input(s.in.kv_rows)[entry[0] + j] = blocks[position / lite::kBlockRows] * int32_t(lite::kBlockRows) + int32_t(position % lite::kBlockRows);
+      main_.input(s.in.kv_rows)[entry[0] + j] =
+          blocks[position / lite::kBlockRows] * int32_t(lite::kBlockRows) +
+          int32_t(position % lite::kBlockRows);
     }
   }
   int32_t n_out = 0;
@@ -208,12 +224,13 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
   LITE_TRY(lite::run(s.graph, main_.plan, backends_, cancel_));
   const int64_t width = model_.config().output_size();
   for (int32_t i = 0; i < n_out; ++i)
-    std::memcpy(&logits_[size_t((begin - wanted_.begin() + i) * width)], s.graph.tensor(s.logits).row<float>(i), size_t(width) * sizeof(float));
+    std::memcpy(&logits_[size_t((begin - wanted_.begin() + i) * width)],
+                s.graph.tensor(s.logits).row<float>(i), size_t(width) * sizeof(float));
   return {};
 }
 
-// The MTP layer for the same tokens: row for row the main pass without the first token of each sequence, each token
-// at the position before its own.
+// The MTP layer for the same tokens: row for row the main pass without the first token of each sequence, each
+// token at the position before its own.
 Status Session::run_mtp(const Batch& batch, int32_t first, int32_t n) {
   const StepGraph &s = mtp_.step, &m = main_.step;
   std::fill_n(mtp_row_of_token_.begin(), n, -1);
@@ -239,7 +256,8 @@ Status Session::run_mtp(const Batch& batch, int32_t first, int32_t n) {
 
   int32_t n_out = 0;
   for (const Wanted& w : wanted_)
-    if (w.has_mtp && w.token >= first && w.token < first + n) mtp_.input(s.in.out_rows)[n_out++] = mtp_row_of_token_[w.token - first];
+    if (w.has_mtp && w.token >= first && w.token < first + n)
+      mtp_.input(s.in.out_rows)[n_out++] = mtp_row_of_token_[w.token - first];
   int32_t* counts = mtp_.input(s.in.counts);
   counts[lite::kTokens] = row;
   counts[lite::kSequences] = n_seqs;
@@ -249,14 +267,17 @@ Status Session::run_mtp(const Batch& batch, int32_t first, int32_t n) {
   int32_t from = 0;
   for (size_t i = 0; i < wanted_.size(); ++i)
     if (const Wanted& w = wanted_[i]; w.has_mtp && w.token >= first && w.token < first + n)
-      std::memcpy(&mtp_logits_[i * size_t(width)], s.graph.tensor(s.logits).row<float>(from++), size_t(width) * sizeof(float));
+      std::memcpy(&mtp_logits_[i * size_t(width)], s.graph.tensor(s.logits).row<float>(from++),
+                  size_t(width) * sizeof(float));
   return {};
 }
 
-// ---- results --------------------------------------------------------------------------------------------------
+// ---- results
+// --------------------------------------------------------------------------------------------------
 
 const Session::Wanted* Session::find_wanted(int32_t i) const {
-  const auto at = std::lower_bound(wanted_.begin(), wanted_.end(), i, [](const Wanted& w, int32_t token) { return w.token < token; });
+  const auto at = std::lower_bound(wanted_.begin(), wanted_.end(), i,
+                                   [](const Wanted& w, int32_t token) { return w.token < token; });
   return at != wanted_.end() && at->token == i ? &*at : nullptr;
 }
 
@@ -267,7 +288,8 @@ const float* Session::logits(int32_t i) const {
 
 const float* Session::mtp_logits(int32_t i) const {
   const Wanted* w = find_wanted(i);
-  return w && w->has_mtp ? &mtp_logits_[size_t(w - wanted_.data()) * size_t(model_.config().output_size())] : nullptr;
+  return w && w->has_mtp ? &mtp_logits_[size_t(w - wanted_.data()) * size_t(model_.config().output_size())]
+                         : nullptr;
 }
 
 int64_t Session::position(int32_t i) const {
@@ -280,9 +302,12 @@ Result<lite::Tensor> Session::kept(const std::string& name, int32_t i) const {
     const auto at = p->step.kept.find(name);
     if (at == p->step.kept.end()) continue;
     if (i < 0 || i >= batch_tokens_ || batch_tokens_ > options_.max_batch_tokens)
-      return invalid_argument("kept result \"", name, "\": got token ", i, ", expected 0..", batch_tokens_ - 1, " of the last batch");
+      return invalid_argument("kept result \"", name, "\": got token ", i, ", expected 0..",
+                              batch_tokens_ - 1, " of the last batch");
     const int32_t row = p == &main_ ? row_of_token_[i] : mtp_row_of_token_[i];
-    if (row < 0) return invalid_argument("kept result \"", name, "\": token ", i, " is the first of its sequence: it has no MTP row");
+    if (row < 0)
+      return invalid_argument("kept result \"", name, "\": token ", i,
+                              " is the first of its sequence: it has no MTP row");
     return lite::slice_rows(p->step.graph.tensor(at->second), row, 1);
   }
   return lite::not_found("kept result \"", name, "\": this session keeps no such value");

@@ -82,7 +82,8 @@ class Session {
   Status check(const Batch& batch);
   Status run_pass(const Batch& batch, int32_t first, int32_t n);
   Status run_mtp(const Batch& batch, int32_t first, int32_t n);
-  void add_sequence(Program& program, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count, int64_t kv_length);
+  void add_sequence(Program& program, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count,
+                    int64_t kv_length);
   const Wanted* find_wanted(int32_t i) const;
 
   Model& model_;

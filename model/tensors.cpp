@@ -61,13 +61,16 @@ class Table {
 
   void swiglu(const std::string& prefix, int64_t width, Role role, int expert = -1) {
     const int64_t d = c.hidden_size;
-    const struct { const char *name, *mixtral; int64_t out, in; } parts[] = {
-        {"gate_proj", "w1", width, d}, {"up_proj", "w3", width, d}, {"down_proj", "w2", d, width}};
+    const struct {
+      const char *name, *mixtral;
+      int64_t out, in;
+    } parts[] = {{"gate_proj", "w1", width, d}, {"up_proj", "w3", width, d}, {"down_proj", "w2", d, width}};
     for (const auto& part : parts) {
       TensorInfo& t = matrix(prefix + part.name, part.out, part.in, role);
       t.expert = expert;
       if (c.architecture == Architecture::Mixtral)
-        t.also.push_back(lite::str("model.layers.", layer_, ".block_sparse_moe.experts.", expert, ".", part.mixtral, ".weight"));
+        t.also.push_back(lite::str("model.layers.", layer_, ".block_sparse_moe.experts.", expert, ".",
+                                   part.mixtral, ".weight"));
     }
   }
 
@@ -93,9 +96,12 @@ class Table {
 
   // Grouped-query attention; Qwen3 also norms every query and key head.
   void grouped_attention(const LayerConfig& l) {
-    const int64_t d = c.hidden_size, queries = l.num_attention_heads * l.head_dim, keys = l.num_key_value_heads * l.head_dim;
-    const struct { const char* name; int64_t out, in; } parts[] = {
-        {"q_proj", queries, d}, {"k_proj", keys, d}, {"v_proj", keys, d}, {"o_proj", d, queries}};
+    const int64_t d = c.hidden_size, queries = l.num_attention_heads * l.head_dim,
+                  keys = l.num_key_value_heads * l.head_dim;
+    const struct {
+      const char* name;
+      int64_t out, in;
+    } parts[] = {{"q_proj", queries, d}, {"k_proj", keys, d}, {"v_proj", keys, d}, {"o_proj", d, queries}};
     for (const auto& part : parts) {
       matrix(lite::str("self_attn.", part.name), part.out, part.in, Role::Attention);
       if (c.attention_bias) add(lite::str("self_attn.", part.name, ".bias"), {part.out}, Role::Attention);
@@ -109,8 +115,10 @@ class Table {
     const LayerConfig& l = c.layers[layer_];
     const int64_t d = c.hidden_size;
     norm("input_layernorm", d, Role::Attention);
-    if (c.is_mla()) latent_attention(l);
-    else grouped_attention(l);
+    if (c.is_mla())
+      latent_attention(l);
+    else
+      grouped_attention(l);
     norm("post_attention_layernorm", d, l.moe ? Role::Router : Role::DenseFfn);
     if (!l.moe) return swiglu("mlp.", l.intermediate_size, Role::DenseFfn);
     TensorInfo& gate = add("mlp.gate.weight", {l.n_routed_experts, d}, Role::Router);
@@ -118,7 +126,8 @@ class Table {
       gate.also.push_back(lite::str("model.layers.", layer_, ".block_sparse_moe.gate.weight"));
     // The bias comes with noaux_tc; where another method's checkpoint has one, it is used too.
     if (c.is_mla())
-      add("mlp.gate.e_score_correction_bias", {l.n_routed_experts}, Role::Router).optional = c.topk_method != TopkMethod::NoauxTc;
+      add("mlp.gate.e_score_correction_bias", {l.n_routed_experts}, Role::Router).optional =
+          c.topk_method != TopkMethod::NoauxTc;
     if (l.n_shared_experts)
       swiglu("mlp.shared_experts.", l.n_shared_experts * l.moe_intermediate_size, Role::SharedExperts);
     for (int e = 0; e < int(l.n_routed_experts); ++e)
@@ -162,11 +171,13 @@ class Table {
     }
   }
 
-  // The single layer of LayerNorms, multi-head attention and GELU experts, under the names of its own state dict.
+  // The single layer of LayerNorms, multi-head attention and GELU experts, under the names of its own state
+  // dict.
   void moe_transformer() {
     const LayerConfig& l = c.layers[0];
     const int64_t d = c.hidden_size, width = l.moe_intermediate_size;
-    const auto of_layer = [&](const std::string& name, std::vector<int64_t> shape, Role role, bool is_matrix = false) -> TensorInfo& {
+    const auto of_layer = [&](const std::string& name, std::vector<int64_t> shape, Role role,
+                              bool is_matrix = false) -> TensorInfo& {
       TensorInfo& t = add(name, std::move(shape), role, is_matrix);
       t.layer = 0;
       return t;
@@ -197,6 +208,8 @@ class Table {
 
 }  // namespace
 
-std::vector<TensorInfo> tensor_table(const Config& config) { return Table(config).build(); }
+std::vector<TensorInfo> tensor_table(const Config& config) {
+  return Table(config).build();
+}
 
 }  // namespace dsv3

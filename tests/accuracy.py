@@ -40,7 +40,7 @@ def exact(case, *args):
 
 
 print("| case | attention | logits | hidden states | MTP logits | tokens routed otherwise |\n|---|---|---|---|---|---|")
-for case in sorted(path.parent.name for path in CASES.glob("*/expected.safetensors")):
+for case in decoder_cases():
     mla = "kv_lora_rank" in json.loads((CASES / case / "config.json").read_text())
     for attention in ("absorbed", "expanded") if mla else ("absorbed",):
         (logits, hidden, mtp), routed = exact(case, "--attention", attention)

@@ -10,14 +10,15 @@ using lite::str;
 using lite::unsupported;
 
 constexpr size_t kLongestPattern = 1 << 16;
-// Of one match. Released patterns take a few steps a character; a class with && takes some stack for each character of a
-// word, so that a word of a million letters still passes.
+// Of one match. Released patterns take a few steps a character; a class with && takes some stack for each
+// character of a word, so that a word of a million letters still passes.
 constexpr uint32_t kMatchLimit = 100'000'000;
 constexpr uint32_t kHeapLimit = 512 * 1024;  // KiB
 constexpr size_t kJitStack = 128 << 20;      // bytes, taken as needed
 
 // Unicode White_Space, and everything else, as the inside of a class. PCRE2's own \s adds U+180E.
-constexpr const char* kSpace = R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
+constexpr const char* kSpace =
+    R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 constexpr const char* kNotSpace =
     R"(\x{0}-\x{8}\x{e}-\x{1f}\x{21}-\x{84}\x{86}-\x{9f}\x{a1}-\x{167f}\x{1681}-\x{1fff}\x{200b}-\x{2027}\x{202a}-\x{202e}\x{2030}-\x{205e}\x{2060}-\x{2fff}\x{3001}-\x{10ffff})";
 
@@ -64,8 +65,10 @@ class Translator {
   lite::Status quantifier(std::string* out) {
     const size_t end = in_.find('}', at_);
     const std::string_view inside = end == std::string_view::npos ? "" : in_.substr(at_ + 1, end - at_ - 1);
-    const bool digits = !inside.empty() && inside[0] != ',' && inside.find_first_not_of("0123456789,") == std::string_view::npos;
-    const bool optional = digits && inside.find(',') == std::string_view::npos && in_.substr(end + 1).starts_with("?");
+    const bool digits = !inside.empty() && inside[0] != ',' &&
+                        inside.find_first_not_of("0123456789,") == std::string_view::npos;
+    const bool optional =
+        digits && inside.find(',') == std::string_view::npos && in_.substr(end + 1).starts_with("?");
     if (!digits || optional) return refuse("this {");
     *out += in_.substr(at_, inside.size() + 2);
     at_ = end + 1;
@@ -82,12 +85,15 @@ class Translator {
       *out += c == 'd' ? "\\p{Nd}" : "\\P{Nd}";
     } else if (c == 'p' || c == 'P') {
       const size_t end = in_.find('}', at_);
-      if (at_ + 2 >= in_.size() || in_[at_ + 2] != '{' || end == std::string_view::npos) return refuse("\\p without a name");
+      if (at_ + 2 >= in_.size() || in_[at_ + 2] != '{' || end == std::string_view::npos)
+        return refuse("\\p without a name");
       const std::string_view name = in_.substr(at_ + 3, end - at_ - 3);
-      *out += str("\\", c, "{", name == "Han" ? "sc:Han" : name, "}");  // PCRE2's Han alone means script extensions
+      *out += str("\\", c, "{", name == "Han" ? "sc:Han" : name,
+                  "}");  // PCRE2's Han alone means script extensions
       at_ = end + 1;
       return {};
-    } else if (std::string_view("rnt").find(c) != std::string_view::npos || !((c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'))) {
+    } else if (std::string_view("rnt").find(c) != std::string_view::npos ||
+               !((c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'))) {
       *out += in_.substr(at_, 2);
     } else {
       return refuse(str("\\", c));
@@ -139,25 +145,29 @@ lite::Status pcre2_error(const char* what, int code) {
 }  // namespace
 
 lite::Result<std::string> pcre2_pattern(std::string_view pattern) {
-  if (pattern.size() > kLongestPattern) return unsupported("pattern: got ", pattern.size(), " bytes, expected at most ", kLongestPattern);
-  // On a run of spaces that does not end a line every start would look at the whole rest of the run. A match can only
-  // begin where a run does: at a later start the same ends are tried, and have failed or been taken.
+  if (pattern.size() > kLongestPattern)
+    return unsupported("pattern: got ", pattern.size(), " bytes, expected at most ", kLongestPattern);
+  // On a run of spaces that does not end a line every start would look at the whole rest of the run. A match
+  // can only begin where a run does: at a later start the same ends are tried, and have failed or been taken.
   if (pattern == R"(\s+$)") return str("(?<![", kSpace, "])[", kSpace, "]+$");
   return Translator(pattern).translate();
 }
 
-void Regex::Free::operator()(void* code) const { pcre2_code_free(static_cast<pcre2_code*>(code)); }
+void Regex::Free::operator()(void* code) const {
+  pcre2_code_free(static_cast<pcre2_code*>(code));
+}
 
 lite::Result<Regex> Regex::compile(std::string_view pattern) {
   LITE_ASSIGN(const std::string translated, pcre2_pattern(pattern));
-  std::unique_ptr<pcre2_compile_context, void (*)(pcre2_compile_context*)> context(pcre2_compile_context_create(nullptr),
-                                                                                     pcre2_compile_context_free);
+  std::unique_ptr<pcre2_compile_context, void (*)(pcre2_compile_context*)> context(
+      pcre2_compile_context_create(nullptr), pcre2_compile_context_free);
   if (!context) return lite::out_of_memory("compile a pattern");
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   const uint32_t options = PCRE2_UTF | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C;
   int error;
   PCRE2_SIZE at;
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), options, &error, &at, context.get());
+  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                                   options, &error, &at, context.get());
   if (!code) return pcre2_error("pattern", error);
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where there is no JIT the interpreter does
   return Regex(code);
@@ -166,7 +176,8 @@ lite::Result<Regex> Regex::compile(std::string_view pattern) {
 lite::Result<Regex> Regex::literal(std::string_view text) {
   std::string quoted;
   for (const char c : text) {
-    const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c & 0x80);
+    const bool plain =
+        (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c & 0x80);
     if (!plain) quoted += '\\';
     quoted += c;
   }
@@ -176,9 +187,12 @@ lite::Result<Regex> Regex::literal(std::string_view text) {
 
 lite::Status Regex::split(std::string_view text, std::vector<std::string_view>* pieces) const {
   const auto* code = static_cast<const pcre2_code*>(code_.get());
-  std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> data(pcre2_match_data_create(1, nullptr), pcre2_match_data_free);
-  std::unique_ptr<pcre2_match_context, void (*)(pcre2_match_context*)> context(pcre2_match_context_create(nullptr), pcre2_match_context_free);
-  std::unique_ptr<pcre2_jit_stack, void (*)(pcre2_jit_stack*)> stack(nullptr, pcre2_jit_stack_free);  // when a match needs it
+  std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> data(pcre2_match_data_create(1, nullptr),
+                                                                      pcre2_match_data_free);
+  std::unique_ptr<pcre2_match_context, void (*)(pcre2_match_context*)> context(
+      pcre2_match_context_create(nullptr), pcre2_match_context_free);
+  std::unique_ptr<pcre2_jit_stack, void (*)(pcre2_jit_stack*)> stack(
+      nullptr, pcre2_jit_stack_free);  // when a match needs it
   if (!data || !context) return lite::out_of_memory("match a pattern");
   pcre2_set_match_limit(context.get(), kMatchLimit);
   pcre2_set_heap_limit(context.get(), kHeapLimit);

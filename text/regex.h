@@ -1,10 +1,10 @@
 // Regular expressions of pre-tokenizers: PCRE2, told to mean what the reference implementations mean.
 //
-// A pattern is written for Oniguruma's Ruby syntax (Hugging Face tokenizers) or Rust's regex crate (tiktoken). Where
-// these and PCRE2 differ it is rewritten first: \s is Unicode White_Space, \p{Han} the script itself, [a&&b] an
-// intersection; $ matches at line ends. What we cannot say in PCRE2 is Unsupported, by name. Character classes are those of
-// PCRE2's own Unicode version (14 in Debian 12's). Patterns and texts come
-// from strangers: a match that takes too many steps is an error, never a hang.
+// A pattern is written for Oniguruma's Ruby syntax (Hugging Face tokenizers) or Rust's regex crate
+// (tiktoken). Where these and PCRE2 differ it is rewritten first: \s is Unicode White_Space, \p{Han} the
+// script itself, [a&&b] an intersection; $ matches at line ends. What we cannot say in PCRE2 is Unsupported,
+// by name. Character classes are those of PCRE2's own Unicode version (14 in Debian 12's). Patterns and texts
+// come from strangers: a match that takes too many steps or too much stack is an error.
 #pragma once
 
 #include <memory>
@@ -22,8 +22,8 @@ class Regex {
   // Matches exactly this text.
   static lite::Result<Regex> literal(std::string_view text);
 
-  // Cuts `text`, valid UTF-8, into its matches and what lies between them, and appends these pieces: the behaviour that
-  // Hugging Face calls Isolated. No piece is empty. Thread-safe.
+  // Cuts `text`, valid UTF-8, into its matches and what lies between them, and appends these pieces: the
+  // behaviour that Hugging Face calls Isolated. No piece is empty. Thread-safe.
   lite::Status split(std::string_view text, std::vector<std::string_view>* pieces) const;
 
  private:

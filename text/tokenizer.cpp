@@ -71,7 +71,8 @@ struct Tokenizer::Impl {
   Status encode_plain(std::string_view text, std::vector<int32_t>* ids) const {
     while (!text.empty()) {
       const size_t valid = utf8_valid_prefix(text);
-      LITE_ASSIGN(const std::vector<std::string_view> pieces, definition.pre_tokenizer.pieces(text.substr(0, valid)));
+      LITE_ASSIGN(const std::vector<std::string_view> pieces,
+                  definition.pre_tokenizer.pieces(text.substr(0, valid)));
       for (const std::string_view piece : pieces) LITE_TRY(encode_piece(piece, ids));
       text.remove_prefix(valid);
       if (text.empty()) break;

@@ -197,7 +197,7 @@ void run(const RunOptions& o) {
   answer.finish();
   // Without -n a full context is the end that was asked for, and -q hides it; fewer tokens than -n asks for
   // are not.
-  if (going && n == room && (o.n_tokens ? *o.n_tokens > room : !o.quiet))
+  if (n == room && (o.n_tokens ? *o.n_tokens > room : !o.quiet))
     note(text("the context of ", context, " tokens is full after ", n, " tokens of answer"));
   if (!o.quiet && prefill.tokens) note_speed(info, prefill, decode);
   throw_if_interrupted();

@@ -111,7 +111,8 @@ namespace {
 // Bytes [offset, offset + n) of a file of which `what` is the name.
 std::string read_range(std::ifstream& in, const std::string& what, int64_t offset, int64_t n) {
   std::string bytes(size_t(n), '\0');
-  if (!in.seekg(offset) || !in.read(bytes.data(), n)) fail("read ", what, ": it ends before byte ", offset + n);
+  if (!in.seekg(offset) || !in.read(bytes.data(), n))
+    fail("read ", what, ": it ends before byte ", offset + n);
   return bytes;
 }
 
@@ -124,7 +125,8 @@ TensorValues read_tensor(const std::string& path, const std::string& name) {
   const int64_t file_bytes = int64_t(std::filesystem::file_size(path));
   uint64_t header_bytes = 0;
   if (file_bytes >= 8) std::memcpy(&header_bytes, read_range(in, path, 0, 8).data(), 8);
-  if (header_bytes == 0 || header_bytes > uint64_t(file_bytes - 8)) fail("read ", path, ": not a safetensors file");
+  if (header_bytes == 0 || header_bytes > uint64_t(file_bytes - 8))
+    fail("read ", path, ": not a safetensors file");
   const nlohmann::json header = parse_json(read_range(in, path, 8, int64_t(header_bytes)), path);
   const auto at = header.find(name);
   if (at == header.end()) fail("read ", what, ": the file has no such tensor");
@@ -139,17 +141,21 @@ TensorValues read_tensor(const std::string& path, const std::string& name) {
     fail("read ", what, ": its entry has no shape and data_offsets");
   }
   for (const int64_t n : t.shape)
-    if (n < 1 || __builtin_mul_overflow(elements, n, &elements)) fail("read ", what, ": shape ", shape_text(t.shape));
+    if (n < 1 || __builtin_mul_overflow(elements, n, &elements))
+      fail("read ", what, ": shape ", shape_text(t.shape));
   const std::string dtype = at->value("dtype", "");
   t.is_bool = dtype == "BOOL" || dtype == "U8";
   if (!t.is_bool && dtype != "F32") fail("read ", what, ": got type ", dtype, ", expected F32, BOOL or U8");
   const int64_t size = t.is_bool ? 1 : 4, data = int64_t(8 + header_bytes);
-  if (begin < 0 || end < begin || end > file_bytes - data || (end - begin) / size != elements || (end - begin) % size)
+  if (begin < 0 || end < begin || end > file_bytes - data || (end - begin) / size != elements ||
+      (end - begin) % size)
     fail("read ", what, ": ", end - begin, " bytes at ", begin, " do not hold shape ", shape_text(t.shape));
   const std::string bytes = read_range(in, path, data + begin, end - begin);
   t.values.resize(size_t(elements));
-  if (t.is_bool) std::transform(bytes.begin(), bytes.end(), t.values.begin(), [](char c) { return float(c != 0); });
-  else std::memcpy(t.values.data(), bytes.data(), bytes.size());
+  if (t.is_bool)
+    std::transform(bytes.begin(), bytes.end(), t.values.begin(), [](char c) { return float(c != 0); });
+  else
+    std::memcpy(t.values.data(), bytes.data(), bytes.size());
   return t;
 }
 

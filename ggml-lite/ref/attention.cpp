@@ -25,7 +25,8 @@ struct Cache {
   // Rows that token `token` of sequence s attends to: its own position and all before it.
   int64_t visible(int64_t s, int64_t token) const { return length(s) - count(s) + (token - first(s)) + 1; }
   void read(int64_t s, int64_t position, float* row) const {
-    const int64_t at = int64_t(blocks.row<int32_t>(s)[position / kBlockRows]) * kBlockRows + position % kBlockRows;
+    const int64_t at =
+        int64_t(blocks.row<int32_t>(s)[position / kBlockRows]) * kBlockRows + position % kBlockRows;
     decode(stream.dtype, stream.data + at * stream.stride[0], row, stream.shape[1]);
   }
 };
@@ -44,8 +45,10 @@ int64_t scratch_floats(const Graph& g, const Node& n) {
   if (n.op == Op::AttentionMasked) return context;
   if (n.op == Op::AttentionGrouped) return context + g.tensor(n.in[1]).shape[1];
   if (n.op == Op::AttentionLatent) return context + g.tensor(n.in[2]).shape[1];
-  const int64_t dn = g.tensor(n.in[0]).shape[2], dv = g.tensor(n.out[0]).shape[2], dr = g.tensor(n.in[1]).shape[2];
-  return context * (1 + dn + dr + dv) + std::max(g.tensor(n.in[3]).shape[1], dn + dr) + g.tensor(n.in[2]).shape[1];
+  const int64_t dn = g.tensor(n.in[0]).shape[2], dv = g.tensor(n.out[0]).shape[2],
+                dr = g.tensor(n.in[1]).shape[2];
+  return context * (1 + dn + dr + dv) + std::max(g.tensor(n.in[3]).shape[1], dn + dr) +
+         g.tensor(n.in[2]).shape[1];
 }
 
 }  // namespace
@@ -80,15 +83,17 @@ void attention_latent(const Graph& g, const Node& n, const Team& team) {
 }
 
 void attention_expanded(const Graph& g, const Node& n, const Team& team) {
-  const Tensor &q_nope = g.tensor(n.in[0]), &q_rope = g.tensor(n.in[1]), &kv_b = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
+  const Tensor &q_nope = g.tensor(n.in[0]), &q_rope = g.tensor(n.in[1]), &kv_b = g.tensor(n.in[2]),
+               &y = g.tensor(n.out[0]);
   const Cache cache{g.tensor(n.in[3]), g.tensor(n.in[4]).row<int32_t>(0), g.tensor(n.in[5])};
   const auto [scale, context, window] = std::get<AttentionParams>(n.params);
-  const int64_t heads = y.shape[1], dn = q_nope.shape[2], dr = q_rope.shape[2], dv = y.shape[2], r = kv_b.shape[1];
+  const int64_t heads = y.shape[1], dn = q_nope.shape[2], dr = q_rope.shape[2], dv = y.shape[2],
+                r = kv_b.shape[1];
   const int64_t dq = dn + dr;
   float* score = g.tensor(n.workspace).row<float>(0) + team.index * scratch_floats(g, n);
-  float* keys = score + context;         // [context, dq]
-  float* values = keys + context * dq;   // [context, dv]
-  float* row = values + context * dv;    // a cached row, then a query
+  float* keys = score + context;        // [context, dq]
+  float* values = keys + context * dq;  // [context, dv]
+  float* row = values + context * dv;   // a cached row, then a query
   float* weight_row = row + std::max(cache.stream.shape[1], dq);
 
   const int64_t sequences = g.tensor(n.counts).row<int32_t>(0)[kSequences];
@@ -147,7 +152,8 @@ void attention_grouped(const Graph& g, const Node& n, const Team& team) {
 }
 
 void attention_masked(const Graph& g, const Node& n, const Team& team) {
-  const Tensor &q = g.tensor(n.in[0]), &k = g.tensor(n.in[1]), &v = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
+  const Tensor &q = g.tensor(n.in[0]), &k = g.tensor(n.in[1]), &v = g.tensor(n.in[2]),
+               &y = g.tensor(n.out[0]);
   const int32_t* seqs = g.tensor(n.in[4]).row<int32_t>(0);
   const float scale = std::get<AttentionParams>(n.params).scale;
   const int64_t heads = y.shape[1], size = y.shape[2];

@@ -9,23 +9,30 @@ namespace {
 class RefBackend final : public Backend {
  public:
   explicit RefBackend(int n_threads) : n_threads_(n_threads) {
-    // The OpenMP runtime makes its threads at the first region of a size; let that be now and not in the first step.
+    // The OpenMP runtime makes its threads at the first region of a size; let that be now and not in the
+    // first step.
 #pragma omp parallel num_threads(n_threads_)
     {
 #pragma omp barrier
     }
   }
 
-  std::string name() const override { return "ref"; }
+  std::string name() const override {
+    return "ref";
+  }
 
   Result<Buffer> allocate(int64_t bytes) override {
     const size_t size = size_t(round_up(std::max<int64_t>(bytes, 1), 4096));
-    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return out_of_memory("allocate ", bytes, " bytes of memory: the system has not got them");
+    void* memory =
+        mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+      return out_of_memory("allocate ", bytes, " bytes of memory: the system has not got them");
     return Buffer(static_cast<std::byte*>(memory), [size](std::byte* p) { munmap(p, size); });
   }
 
-  Status check(const Graph&, const Node&) const override { return {}; }
+  Status check(const Graph&, const Node&) const override {
+    return {};
+  }
 
   int64_t workspace_bytes(const Graph& g, const Node& n) const override {
     switch (n.op) {
@@ -42,8 +49,9 @@ class RefBackend final : public Backend {
   }
 
   Status run(const Graph& g, const Segment& segment, const std::atomic<bool>& cancel) override {
-    // Thread 0 looks at `cancel` and tells the others through the barrier that ends a node. Two cells take turns, so
-    // that a slow thread still finds the answer for its node when thread 0 is already writing the next.
+    // Thread 0 looks at `cancel` and tells the others through the barrier that ends a node. Two cells take
+    // turns, so that a slow thread still finds the answer for its node when thread 0 is already writing the
+    // next.
     bool stop[2] = {false, false};
 #pragma omp parallel num_threads(n_threads_)
     {
@@ -59,7 +67,9 @@ class RefBackend final : public Backend {
     return {};
   }
 
-  Status wait() override { return {}; }
+  Status wait() override {
+    return {};
+  }
 
  private:
   static void run_node(const Graph& g, const Node& n, const ref::Team& team) {
@@ -91,7 +101,9 @@ class RefBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_ref_backend(int n_threads) { return std::make_unique<RefBackend>(n_threads); }
+std::unique_ptr<Backend> make_ref_backend(int n_threads) {
+  return std::make_unique<RefBackend>(n_threads);
+}
 
 void ref::Team::barrier() const {
 #pragma omp barrier

@@ -8,7 +8,8 @@ namespace lite::ref {
 // Workspace: one decoded weight row per thread, then the rounded activations.
 int64_t linear_workspace(const Graph& g, const Node& n, int threads) {
   const Tensor &x = g.tensor(n.in[0]), &w = g.tensor(n.in[1]);
-  const bool rounded = std::get<LinearParams>(n.params).rounding != Rounding::None && w.dtype == DType::F8_E4M3;
+  const bool rounded =
+      std::get<LinearParams>(n.params).rounding != Rounding::None && w.dtype == DType::F8_E4M3;
   return (threads + (rounded ? x.shape[0] : 0)) * x.shape[1] * int64_t(sizeof(float));
 }
 
@@ -18,6 +19,7 @@ void linear(const Graph& g, const Node& n, const Team& team) {
   const int64_t rows = g.live_rows(n, n.in[0]), in = w.shape[1], out = w.shape[0];
   float* scratch = g.tensor(n.workspace).row<float>(0);
   float* weight_row = scratch + team.index * in;
+  if (rows == 0) return;  // a pass without logits does not read the head
 
   const Rounding rounding = std::get<LinearParams>(n.params).rounding;
   if (rounding != Rounding::None && w.dtype == DType::F8_E4M3) {
@@ -56,7 +58,8 @@ void linear_per_head(const Graph& g, const Node& n, const Team& team) {
       for (int64_t t = 0; t < rows; ++t) {
         const float* from = x.row<float>(t, h);
         float* to = y.row<float>(t, h);
-        if (!p.transposed) to[i] = dot(from, weight_row, cols);
+        if (!p.transposed)
+          to[i] = dot(from, weight_row, cols);
         else
           for (int64_t j = 0; j < cols; ++j) to[j] += from[i] * weight_row[j];
       }

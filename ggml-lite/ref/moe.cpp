@@ -9,7 +9,8 @@ namespace lite::ref {
 
 // Workspace: scores and choices of one token per thread.
 int64_t route_workspace(const Graph& g, const Node& n, int threads) {
-  return threads * (2 * g.tensor(n.in[0]).shape[1] + std::get<RouteParams>(n.params).n_group) * int64_t(sizeof(float));
+  return threads * (2 * g.tensor(n.in[0]).shape[1] + std::get<RouteParams>(n.params).n_group) *
+         int64_t(sizeof(float));
 }
 
 namespace {
@@ -30,8 +31,10 @@ void keep_best_groups(const RouteParams& p, int64_t experts, float* choice, floa
   for (int64_t i = 0; i < p.n_group; ++i) {
     float first = kNever, second = kNever;
     for (int64_t e = i * size; e < (i + 1) * size; ++e) {
-      if (choice[e] > first) second = first, first = choice[e];
-      else second = std::max(second, choice[e]);
+      if (choice[e] > first)
+        second = first, first = choice[e];
+      else
+        second = std::max(second, choice[e]);
     }
     group[i] = p.group_score == GroupScore::TwoLargest ? first + second : first;
   }
@@ -71,7 +74,8 @@ void route(const Graph& g, const Node& n, const Team& team) {
       // Chooses only: the weight is the score without it.
       for (int64_t e = 0; e < experts; ++e) choice[e] += element(bias, e);
     }
-    if (p.group_score != GroupScore::None && p.n_group > 1) keep_best_groups(p, experts, choice, choice + experts);
+    if (p.group_score != GroupScore::None && p.n_group > 1)
+      keep_best_groups(p, experts, choice, choice + experts);
 
     int32_t* id = ids.row<int32_t>(t);
     float* weight = weights.row<float>(t);
@@ -89,17 +93,19 @@ void route(const Graph& g, const Node& n, const Team& team) {
       weight[at] = score[e];
       id[at] = int32_t(e);
     }
-    for (int64_t j = 0; j < k; ++j) weight[j] = (p.normalize ? weight[j] / (sum + 1e-20f) : weight[j]) * p.factor;
+    for (int64_t j = 0; j < k; ++j)
+      weight[j] = (p.normalize ? weight[j] / (sum + 1e-20f) : weight[j]) * p.factor;
   }
 }
 
-// ---- moe_ffn --------------------------------------------------------------------------------------------------
+// ---- moe_ffn
+// --------------------------------------------------------------------------------------------------
 
 namespace {
 
-// The (token, k) pairs of a step sorted by expert slot, the shared expert (if any) being one slot more with k = K:
-// pairs of slot s are list[start[s]] .. list[start[s + 1] - 1], each token * (K + 1) + k. Everything in one
-// workspace, sized for the largest step.
+// The (token, k) pairs of a step sorted by expert slot, the shared expert (if any) being one slot more with k
+// = K: pairs of slot s are list[start[s]] .. list[start[s + 1] - 1], each token * (K + 1) + k. Everything in
+// one workspace, sized for the largest step.
 struct Workspace {
   int64_t tokens, k, slots, width, d;  // width: of the hidden activations, the widest network's
   int32_t *start, *list;
@@ -154,7 +160,9 @@ void sort_by_slot(const Graph& g, const Node& n, const ExpertSet& set, int64_t l
 
 }  // namespace
 
-int64_t moe_workspace(const Graph& g, const Node& n, int threads) { return Workspace(g, n, nullptr, threads).bytes; }
+int64_t moe_workspace(const Graph& g, const Node& n, int threads) {
+  return Workspace(g, n, nullptr, threads).bytes;
+}
 
 void moe_ffn(const Graph& g, const Node& n, const Team& team) {
   const Tensor &x = g.tensor(n.in[0]), &weights = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
@@ -162,8 +170,12 @@ void moe_ffn(const Graph& g, const Node& n, const Team& team) {
   const ExpertSet& set = g.experts[set_index];
   const Workspace w(g, n, g.tensor(n.workspace).data, team.size);
   const int64_t live = g.live_rows(n, n.in[0]);
-  const auto network = [&](int64_t slot) -> const FfnWeights& { return slot < w.slots ? set.slots[slot] : set.shared; };
-  const auto rounds = [&, r = rounding](const Tensor& matrix) { return r != Rounding::None && matrix.dtype == DType::F8_E4M3; };
+  const auto network = [&](int64_t slot) -> const FfnWeights& {
+    return slot < w.slots ? set.slots[slot] : set.shared;
+  };
+  const auto rounds = [&, r = rounding](const Tensor& matrix) {
+    return r != Rounding::None && matrix.dtype == DType::F8_E4M3;
+  };
 
   // Who computes what: thread 0 sorts, all round their share of x.
   if (team.index == 0) sort_by_slot(g, n, set, live, w);
@@ -188,8 +200,8 @@ void moe_ffn(const Graph& g, const Node& n, const Team& team) {
         const int64_t pair = w.list[p], t = pair / (w.k + 1);
         const float *exact = x.row<float>(t), *rounded = w.rounded_x + t * w.d;
         const float up = dot(rounds(f.up) ? rounded : exact, row1, w.d);
-        w.hidden[pair * w.width + i] =
-            gated ? silu(dot(rounds(f.gate) ? rounded : exact, row0, w.d)) * up : gelu(up + element(f.up_bias, i));
+        w.hidden[pair * w.width + i] = gated ? silu(dot(rounds(f.gate) ? rounded : exact, row0, w.d)) * up
+                                             : gelu(up + element(f.up_bias, i));
       }
     }
   }

@@ -20,9 +20,13 @@ float dot(const float* a, const float* b, int64_t n) {
   return sum[0];
 }
 
-float silu(float x) { return x / (1.0f + std::exp(-x)); }
+float silu(float x) {
+  return x / (1.0f + std::exp(-x));
+}
 
-float gelu(float x) { return 0.5f * x * (1.0f + std::erf(x * std::numbers::sqrt2_v<float> / 2)); }
+float gelu(float x) {
+  return 0.5f * x * (1.0f + std::erf(x * std::numbers::sqrt2_v<float> / 2));
+}
 
 void round_row(Rounding rounding, const float* from, float* to, int64_t n) {
   for (int64_t first = 0; first < n; first += 128) {
@@ -64,7 +68,8 @@ void rms_norm(const Graph& g, const Node& n, const Team& team) {
 }
 
 void layer_norm(const Graph& g, const Node& n, const Team& team) {
-  const Tensor &x = g.tensor(n.in[0]), &w = g.tensor(n.in[1]), &b = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
+  const Tensor &x = g.tensor(n.in[0]), &w = g.tensor(n.in[1]), &b = g.tensor(n.in[2]),
+               &y = g.tensor(n.out[0]);
   const float eps = std::get<NormParams>(n.params).eps;
   const int64_t size = w.shape[0];
   const auto [first, end] = team.share(g.live_rows(n, n.in[0]));
@@ -130,7 +135,8 @@ void silu_mul(const Graph& g, const Node& n, const Team& team) {
   const Tensor &gate = g.tensor(n.in[0]), &up = g.tensor(n.in[1]), &y = g.tensor(n.out[0]);
   const auto [first, end] = team.share(g.live_rows(n, n.in[0]));
   for (int64_t t = first; t < end; ++t)
-    for (int64_t i = 0; i < y.shape[1]; ++i) y.row<float>(t)[i] = silu(gate.row<float>(t)[i]) * up.row<float>(t)[i];
+    for (int64_t i = 0; i < y.shape[1]; ++i)
+      y.row<float>(t)[i] = silu(gate.row<float>(t)[i]) * up.row<float>(t)[i];
 }
 
 void add(const Graph& g, const Node& n, const Team& team) {
@@ -153,13 +159,15 @@ void select_rows(const Graph& g, const Node& n, const Team& team) {
   const Tensor &x = g.tensor(n.in[0]), &y = g.tensor(n.out[0]);
   const int32_t* rows = g.tensor(n.in[1]).row<int32_t>(0);
   const auto [first, end] = team.share(g.live_rows(n, n.out[0]));
-  for (int64_t r = first; r < end; ++r) std::memcpy(y.row<float>(r), x.row<float>(rows[r]), size_t(x.row_bytes()));
+  for (int64_t r = first; r < end; ++r)
+    std::memcpy(y.row<float>(r), x.row<float>(rows[r]), size_t(x.row_bytes()));
 }
 
 void copy(const Graph& g, const Node& n, const Team& team) {
   const Tensor &x = g.tensor(n.in[0]), &y = g.tensor(n.out[0]);
+  const size_t bytes = size_t(x.elements() / x.shape[0] * size_of(x.dtype));
   const auto [first, end] = team.share(g.live_rows(n, n.in[0]));
-  std::memcpy(y.data + first * y.stride[0], x.data + first * x.stride[0], size_t((end - first) * x.stride[0]));
+  for (int64_t i = first; i < end; ++i) std::memcpy(y.row<std::byte>(i), x.row<std::byte>(i), bytes);
 }
 
 }  // namespace lite::ref

@@ -99,6 +99,11 @@ def load_safetensors(path):
     return tensors
 
 
+def decoder_cases():
+    """Names of the golden cases that hold logits and hidden states of token sequences."""
+    return sorted(path.parent.name for path in CASES.glob("*/expected.safetensors") if "a/input_ids" in load_safetensors(path))
+
+
 class Checkpoint:
     """A copy of a checkpoint's folder whose tensors can be changed: tensors[name] = [dtype, shape, bytes]."""
 

@@ -2,7 +2,7 @@
 from support import *
 
 BOUND = 1e-4  # of the largest value, for everything in exact mode
-DECODER_CASES = sorted(path.parent.name for path in CASES.glob("*/expected.safetensors"))
+DECODER_CASES = decoder_cases()
 SHORT_CASES = [name for name in DECODER_CASES if name != "ds3-long"]
 
 

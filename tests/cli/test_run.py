@@ -135,6 +135,7 @@ class Stop(Case):
         self.assertEqual(self.stopped("nowhere", " rector", " of"), text[:text.index(" of")])
         # The one that is complete first counts; of two that end together the longer one.
         self.assertEqual(self.stopped(" consequences of", "sequences"), text[:text.index("sequences")])
+        self.assertEqual(self.stopped("que", "sequences"), text[:text.index("que")])
         self.assertEqual(self.stopped("sequences", " consequences"), text[:text.index(" consequences")])
 
     def test_no_stop_text_is_taken_for_a_list(self):

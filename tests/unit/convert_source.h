@@ -60,7 +60,8 @@ struct Source {
       int64_t n = 1;
       for (const int64_t d : info.shape) n *= d;
       std::vector<float> values(static_cast<size_t>(n));
-      for (float& v : values) v = float(int(random() % 2001) - 1000) / 300;
+      for (size_t i = 0; i < values.size(); ++i)  // of another size here and there, so that scales differ
+        values[i] = float(int(random() % 2001) - 1000) / float(200 + i / 5000 % 17 * 30);
       if (info.matrix && f8) {
         const std::vector<int64_t> grid = {lite::ceil_div(info.shape[0], 128),
                                            lite::ceil_div(info.shape[1], 128)};

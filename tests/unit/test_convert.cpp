@@ -261,6 +261,27 @@ TEST_CASE("convert: repeated tensors are stored once") {
   CHECK(PackFile::open(dir / "c")->find(Source::kMtpEmbed)->entry.dtype == DType::BF16);
 }
 
+TEST_CASE("convert: experts of one layer are equally long whatever their types") {
+  TempDir dir;
+  Source source;
+  const auto name = [](int expert) {
+    return lite::str("model.layers.1.mlp.experts.", expert, ".down_proj.weight");
+  };
+  source.tensors[name(2)] = {"F32", {160, 40}, std::string(160 * 40 * 4, '\0')};
+  source.tensors.erase(name(2) + "_scale_inv");
+  source.write(dir / "src");
+  REQUIRE(convert({dir / "src", dir / "m", {}, false}).ok());
+  const auto file = PackFile::open(dir / "m");
+  REQUIRE(file.ok());
+  const int32_t first = file->find(name(0))->extent;
+  for (int e = 0; e < 4; ++e) {
+    CHECK(file->find(name(e))->extent == first + e);
+    // gate and up with their scales, each to 64 bytes, and down in f32
+    CHECK(file->extents()[size_t(first + e)].bytes ==
+          lite::round_up(2 * (40 * 160 + 64) + 160 * 40 * 4, 4096));
+  }
+}
+
 TEST_CASE("convert: the same tensors in other shards give the same file") {
   TempDir dir;
   const Source source;

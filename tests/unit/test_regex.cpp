@@ -1,4 +1,5 @@
-// Regular expressions of pre-tokenizers: what they match, what is refused, and that no match takes endless time.
+// Regular expressions of pre-tokenizers: what they match, what is refused, and that no match takes endless
+// time.
 #include <doctest/doctest.h>
 
 #include <tuple>
@@ -120,5 +121,6 @@ TEST_CASE("long runs take neither endless time nor endless stack") {
   const lite::Result<Regex> exponential = Regex::compile("(?:a+)+b");
   REQUIRE(exponential.ok());
   std::vector<std::string_view> pieces;
-  CHECK(exponential->split(std::string(100, 'a') + "cb", &pieces).code() == Code::Unsupported);  // and not a hang
+  CHECK(exponential->split(std::string(100, 'a') + "cb", &pieces).code() ==
+        Code::Unsupported);  // and not a hang
 }
