@@ -1,7 +1,7 @@
 # make demo    install what is missing, build, convert the demo checkpoint, write a story
 # make test    install what is missing, build three ways, run every test
 # make         build into build/bin
-.PHONY: all setup demo test release sanitize clang accuracy format clean
+.PHONY: all setup demo test release configure sanitize clang accuracy format clean
 
 JOBS ?= $(shell nproc)
 CMAKE_BUILD = cmake --build $(1) -j $(JOBS)
@@ -11,9 +11,11 @@ all: release
 setup:
 	@scripts/setup.sh
 
-release:
-	cmake -S . -B build/release -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin
+release: configure
 	$(call CMAKE_BUILD,build/release)
+
+configure:
+	@cmake -S . -B build/release -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin
 
 # The same sources under the address and undefined-behaviour sanitizers.
 sanitize:
@@ -26,7 +28,8 @@ clang:
 	$(call CMAKE_BUILD,build/clang)
 
 demo: setup
-	$(MAKE) release
+	@$(MAKE) --no-print-directory configure
+	$(call CMAKE_BUILD,build/release) --target dsv3-cli dsv3-convert
 	build/bin/dsv3-convert --force examples/demo-model build/demo.dsv3
 	@echo
 	@echo '  build/bin/dsv3 run build/demo.dsv3 -n 200 -s 12 -p "It is a truth universally acknowledged, that"'
