@@ -291,7 +291,8 @@ Builder::Routing Builder::route(Var logits, Var bias, const RouteParams& p) {
       !require(t(logits).rank == 2 && (!bias || t(bias).shape[0] == t(logits).shape[1]) &&
                    p.n_experts_per_token >= 1 && p.n_experts_per_token <= t(logits).shape[1] &&
                    p.n_group >= 1 && t(logits).shape[1] % p.n_group == 0 &&
-                   (p.group_score != GroupScore::TwoLargest || t(logits).shape[1] / p.n_group >= 2),
+                   (p.group_score != GroupScore::TwoLargest || p.n_group == 1 ||
+                    t(logits).shape[1] / p.n_group >= 2),
                "route", "logits [T, E], bias [E], E a multiple of n_group, K <= E"))
     return {};
   const int64_t rows = t(logits).shape[0];
