@@ -23,6 +23,19 @@ int64_t value_bytes(TensorFile::Type type) {
   return type == TensorFile::Type::I64 ? 8 : 4;
 }
 
+// A typing error must not cost a device, a link or the model: only a tensor file is replaced.
+void check_replaceable(const std::string& path) {
+  namespace fs = std::filesystem;
+  const fs::file_status there = fs::symlink_status(path);
+  if (!fs::exists(there)) return;
+  if (fs::is_directory(there)) fail("write ", path, ": it is a folder");
+  if (!fs::is_regular_file(there)) fail("write ", path, ": it is there and is not a regular file");
+  std::ifstream in(path, std::ios::binary);
+  char start[9];
+  if (fs::file_size(path) != 0 && (!in.read(start, sizeof start) || start[8] != '{'))
+    fail("write ", path, ": it exists and is not a safetensors file; try another name");
+}
+
 }  // namespace
 
 TensorFile::~TensorFile() {
@@ -53,7 +66,7 @@ void TensorFile::create() {
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
 
-  if (std::filesystem::is_directory(path_)) fail("write ", path_, ": it is a folder");
+  check_replaceable(path_);
   fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd_ < 0) fail_errno("write " + partial_);
   const uint64_t size = text.size();

@@ -104,6 +104,19 @@ class Golden(DumpCase):
             self.assertEqual(logits[len(row["ids"]) - 1:-1].argmax(1).tolist(), row["new_ids"])
 
 
+class Replacing(DumpCase):
+    def test_only_a_tensor_file_is_replaced(self):
+        model, other = TEMP / "precious.dsv3", TEMP / "link.safetensors"
+        shutil.copy(packed(DEMO), model)
+        os.symlink(model, other)
+        before = model.read_bytes()
+        for out, why in ((model, "not a safetensors file"), (other, "not a regular file"), (TEMP, "it is a folder")):
+            self.fails(dsv3("dump", model, "--ids", "1,2", "--out", out), "write", why)
+        self.assertTrue(model.read_bytes() == before and other.is_symlink())
+        out = self.dump(model, [1, 2])
+        self.ok(dsv3("dump", model, "--ids", "1,2,3", "--out", out))  # an older dump goes
+
+
 class SameBits(DumpCase):
     def test_cutting(self):
         for case in SHORT_CASES:
