@@ -209,8 +209,8 @@ int main(int argc, char** argv) {
   armed = true;
   void* volatile p = std::malloc(100);
   std::free(p);
-  p = new char[100];
-  delete[] static_cast<char*>(p);
+  p = ::operator new(100);
+  ::operator delete(p);
   armed = false;
   if (calls != 2) {
     std::fprintf(stderr, "alloc: two allocations were counted as %d\n", calls.load());
