@@ -67,6 +67,8 @@ class Case(unittest.TestCase):
     def fails(self, result, *parts, code=1, name="dsv3"):
         """Nothing on standard output, and one line on standard error that holds all the parts."""
         message = result.stderr.decode(errors="replace")
+        if b"OMP: Error #179" in result.stderr:
+            self.skipTest("LLVM's OpenMP makes a shared-memory file of its own, which small_files() forbids")
         self.assertEqual(result.returncode, code, message)
         self.assertEqual(result.stdout or b"", b"")
         self.assertEqual((message.count("\n"), message[-1:]), (1, "\n"), message)
