@@ -217,7 +217,7 @@ void Conversion::match_tensor(const TensorInfo& info) {
 
   const auto dtype = lite::dtype_from_name(source->entry->dtype);
   const bool is_f8 = dtype.ok() && *dtype == DType::F8_E4M3;
-  if (!dtype.ok() || !lite::info(*dtype).is_float || (is_f8 && !info.matrix)) {
+  if (!dtype.ok() || !lite::info(*dtype).is_float || (is_f8 && info.shape.size() != 2)) {
     wrong_type_.push_back(name + " (" + source->entry->dtype + ")");
     return;
   }
@@ -277,11 +277,10 @@ Status Conversion::report_mismatches() const {
     return not_found(what, missing_scale_.size(),
                      " FP8 weights have a missing scale: ", list_names(missing_scale_));
   if (!wrong_type_.empty())
-    return unsupported(
-        what, wrong_type_.size(),
-        " tensors have a type that is not supported there: ", list_names(wrong_type_),
-        "; expected F32, BF16 or F16, or F8_E4M3 for projections and experts: other quantisation is not "
-        "supported, try a BF16 or FP8 checkpoint of the model");
+    return unsupported(what, wrong_type_.size(),
+                       " tensors have a type that is not supported there: ", list_names(wrong_type_),
+                       "; expected F32, BF16 or F16, or F8_E4M3 for matrices: other quantisation is not "
+                       "supported, try a BF16 or FP8 checkpoint of the model");
   if (!wrong_shape_.empty())
     return corrupt(what, wrong_shape_.size(), " tensors have a wrong shape: ", list_names(wrong_shape_),
                    "; config.json is another model's");

@@ -64,6 +64,7 @@ TEST_CASE("random: every architecture opens, and every value is finite") {
   const TempDir dir;
   for (const auto& at : std::filesystem::directory_iterator(kCases)) {
     if (!std::filesystem::exists(at.path() / "config.json")) continue;
+    if (at.path().filename() == "load-balancing") continue;  // logits only
     for (const DType dtype : {DType::BF16, DType::F8_E4M3}) {
       const RandomOptions options = of_case(dir, at.path().filename().string(), dtype);
       CAPTURE(options.config);
