@@ -56,6 +56,33 @@ for case in sorted(path.parent.name for path in CASES.glob("*/expected_w8a8.safe
         print(f"| {case} | e4m3, {scale} scales | {difference.mean():.1e} | {difference.max():.1e} |")
 
 
+def head_errors(case, command, names):
+    """Of the head's outputs for padded rows, as transformers gives them."""
+    want = load_safetensors(CASES / case / "expected.safetensors")
+    (TEMP / "rows.json").write_text(json.dumps({k: want[k].tolist() for k in ("input_ids", "attention_mask")}))
+    result = dsv3(command, packed(CASES / case), "--ids", TEMP / "rows.json", "--json")
+    assert result.returncode == 0, result.stderr.decode()
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    pairs = []
+    for row, mask, *values in zip(rows, want["attention_mask"], *(want[name] for name in names)):
+        for name, value in zip(names, values):
+            got = [token[name] for token in row] if isinstance(row, list) else row[name]
+            pairs.append((np.array(got), value if command == "classify" else value[mask == 1]))
+    return worst(pairs)
+
+
+print("\n| case | outputs | largest difference |\n|---|---|---|")
+for case, command, names in (("qwen3-moe-classify", "classify", ["logits"]), ("qwen3-moe-tag", "tag", ["logits"]),
+                             ("qwen3-moe-answer", "answer", ["start_logits", "end_logits"])):
+    print(f"| {case} | {' and '.join(names)} | {head_errors(case, command, names):.1e} |")
+folder, out = CASES / "moe-transformer", TEMP / "layer.safetensors"
+want = load_safetensors(folder / "expected.safetensors")
+for name, mask in (("none", "none"), ("causal", "causal"), ("float", "float_mask")):
+    result = dsv3("layer", packed(folder), "--in", folder / "expected.safetensors", "--out", out, "--mask", mask)
+    assert result.returncode == 0, result.stderr.decode()
+    print(f"| moe-transformer | hidden states, mask: {name} | {worst([(load_safetensors(out)['output'], want[f'output.{name}'])]):.1e} |")
+
+
 def with_f8_head(folder):
     out = TEMP / "f8-head.dsv3"
     result = program("dsv3-convert", folder, out, "-q", "--force", "--head", "f8")

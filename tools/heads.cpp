@@ -29,8 +29,13 @@ std::string label(const Model& model, size_t i) {
   return dsv3_model_label(model.get(), int32_t(i));
 }
 
+// A token's bytes need not be whole characters.
+std::string json_text(const ordered_json& value) {
+  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+}
+
 std::string line(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+  return json_text(value) + "\n";
 }
 
 // {"label", "score", "scores": {label: probability}, "logits"} of one row of logits.
@@ -83,7 +88,7 @@ void tag(const HeadOptions& o) {
         token["end"] = offsets.end[i];
       }
       token.update(classified(model, out.values[i]));
-      lines += text(tokenizer ? printable(bytes) : std::to_string(row.ids[i]), "\t",
+      lines += text(tokenizer ? json_text(bytes) : std::to_string(row.ids[i]), "\t",
                     token["label"].get<std::string>(), "\t", token["score"].get<double>(), "\n");
       tokens.push_back(std::move(token));
     }
@@ -136,10 +141,10 @@ void answer(const HeadOptions& o) {
     std::string words;
     if (tokenizer) {
       const Offsets offsets = character_offsets(tokenizer, context_ids);
-      words = detokenize(tokenizer, &row.ids[span.begin], span.end - span.begin + 1, DSV3_SKIP_SPECIAL);
-      result.update({{"answer", words},
-                     {"start", offsets.begin[span.begin - first]},
-                     {"end", offsets.end[span.end - first]}});
+      const int64_t begin = offsets.begin[span.begin - first], end = offsets.end[span.end - first];
+      words = characters(detokenize(tokenizer, context_ids.data(), context_ids.size(), DSV3_SKIP_SPECIAL),
+                         begin, end);  // whole ones, even if the tokens are not
+      result.update({{"answer", words}, {"start", begin}, {"end", end}});
     }
     result["start_logits"] = start;
     result["end_logits"] = end;

@@ -102,28 +102,38 @@ std::string sizes_by_role(const json& d) {
 }
 
 std::string layer_table(const json& d) {
+  const json& layers = d["layers"];
   std::set<std::string> roles;
-  for (const json& layer : d["layers"])
+  for (const json& layer : layers)
     for (const auto& role : layer["bytes"].items()) roles.insert(role.key());
-  std::vector<std::string> head = {"layer",   "kind",      "heads",  "key heads", "head size",
-                                   "experts", "per token", "shared", "width",     "cached"};
+  struct Column {
+    const char *head, *key, *or_key = "";  // the first of the keys that a layer has
+  };
+  std::vector<Column> columns = {{"layer", "layer"},
+                                 {"kind", "kind"},
+                                 {"heads", "num_attention_heads"},
+                                 {"key heads", "num_key_value_heads"},
+                                 {"head size", "head_dim"},
+                                 {"experts", "n_routed_experts"},
+                                 {"per token", "num_experts_per_tok"},
+                                 {"shared", "n_shared_experts"},
+                                 {"width", "moe_intermediate_size", "intermediate_size"},
+                                 {"cached", "cached_values"}};
+  std::erase_if(columns, [&layers](const Column& c) {
+    return std::none_of(layers.begin(), layers.end(), [&c](const json& layer) {
+      return layer.contains(c.key) || layer.contains(c.or_key);
+    });
+  });
+  std::vector<std::string> head;
+  for (const Column& c : columns) head.push_back(c.head);
   head.insert(head.end(), roles.begin(), roles.end());
   Table table(head);
-  for (const json& layer : d["layers"]) {
-    const auto cell = [&layer](const char* key) {
-      return layer.contains(key) ? value_text(layer[key]) : std::string("-");
-    };
-    const bool routed = layer.contains("n_routed_experts");
-    std::vector<std::string> cells = {cell("layer"),
-                                      cell("kind"),
-                                      cell("num_attention_heads"),
-                                      cell("num_key_value_heads"),
-                                      cell("head_dim"),
-                                      cell("n_routed_experts"),
-                                      cell("num_experts_per_tok"),
-                                      cell("n_shared_experts"),
-                                      cell(routed ? "moe_intermediate_size" : "intermediate_size"),
-                                      cell("cached_values")};
+  for (const json& layer : layers) {
+    std::vector<std::string> cells;
+    for (const Column& c : columns) {
+      const char* key = layer.contains(c.key) ? c.key : c.or_key;
+      cells.push_back(layer.contains(key) ? value_text(layer[key]) : "-");
+    }
     for (const std::string& role : roles)
       cells.push_back(layer["bytes"].contains(role) ? size_text(layer["bytes"][role]) : "-");
     table.add(std::move(cells));

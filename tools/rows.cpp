@@ -118,16 +118,32 @@ std::vector<double> softmax(const std::vector<float>& logits) {
   return p;
 }
 
+namespace {
+bool begins_character(char byte) {
+  return (byte & 0xC0) != 0x80;
+}
+}  // namespace
+
 Offsets character_offsets(const dsv3_tokenizer* tokenizer, const std::vector<int32_t>& ids) {
   Offsets out;
   int64_t begun = 0;  // characters that have begun
   for (const int32_t id : ids) {
     const std::string bytes = detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL);
-    const auto begins = [](char c) { return (c & 0xC0) != 0x80; };
     // A token that begins inside a character shares it with the token before.
-    out.begin.push_back(!bytes.empty() && !begins(bytes[0]) ? std::max<int64_t>(begun - 1, 0) : begun);
-    begun += std::count_if(bytes.begin(), bytes.end(), begins);
+    out.begin.push_back(!bytes.empty() && !begins_character(bytes[0]) ? std::max<int64_t>(begun - 1, 0)
+                                                                      : begun);
+    begun += std::count_if(bytes.begin(), bytes.end(), begins_character);
     out.end.push_back(begun);
+  }
+  return out;
+}
+
+std::string characters(std::string_view text, int64_t begin, int64_t end) {
+  std::string out;
+  int64_t begun = 0;
+  for (const char byte : text) {
+    begun += begins_character(byte);
+    if (begun > begin && begun <= end) out += byte;
   }
   return out;
 }

@@ -45,5 +45,6 @@ struct Offsets {
   std::vector<int64_t> begin, end;
 };
 Offsets character_offsets(const dsv3_tokenizer* tokenizer, const std::vector<int32_t>& ids);
+std::string characters(std::string_view text, int64_t begin, int64_t end);  // [begin, end) of the text
 
 }  // namespace tools

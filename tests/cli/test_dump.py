@@ -180,6 +180,38 @@ class SameBits(DumpCase):
         self.assertEqual((single["mtp_logits"].shape, single["router_ids.3"].shape), ((0, 200), (0, 4)))
 
 
+class LogitsToKeep(DumpCase):
+    """transformers' argument: 0 all positions, n the last n, or a list of positions."""
+
+    def test_rows(self):
+        for case in ("ds3-mtp", "qwen3-moe", "mixtral"):
+            model, ids = packed(CASES / case), {"a": list(range(9)), "b": [5, 4, 3, 2, 1]}
+            mtp = ["--mtp"] if case == "ds3-mtp" else []
+            whole = load_safetensors(self.dump(model, ids, *mtp))
+            for keep, rows in (("0", lambda n: list(range(n))), ("1", lambda n: [n - 1]), ("7", lambda n: list(range(max(0, n - 7), n))),
+                               ("100", lambda n: list(range(n))), ("[0]", lambda n: [0]), ("[4,0,2,2]", lambda n: [4, 0, 2, 2])):
+                for chunk in (1, 4, 512):
+                    with self.subTest(case, keep=keep, chunk=chunk):
+                        got = load_safetensors(self.dump(model, ids, "--logits-to-keep", keep, "--chunk", chunk, *mtp))
+                        self.assertEqual(sorted(got), sorted(whole))
+                        for name, values in whole.items():
+                            at = rows(len(ids[name[0]]))
+                            if name.endswith("/logits"):
+                                values = values[at]
+                            elif name.endswith("/mtp_logits"):
+                                values = values[[i - 1 for i in at if i > 0]]
+                            np.testing.assert_array_equal(got[name], values, name)
+
+    def test_refused(self):
+        for keep, *parts in (("-1", "-1"), ("[5]", "position 5", "0..4"), ("[]", "empty"), ("[-1]", "-1"), ("[1.5]", "1.5"), ("x", "--logits-to-keep"),
+                             ('{"a": 1}', "expected 0"), ("99999999999999999999", "expected 0"), ("1.5", "1.5")):
+            with self.subTest(keep):
+                out = TEMP / "out.safetensors"
+                self.fails(dsv3("dump", packed(CASES / "ds3-f32"), "--ids", "1,2,3,4,5", "--out", out, "--logits-to-keep=" + keep), *parts)
+                self.assertFalse(out.exists())
+        self.fails(dsv3("dump", packed(CASES / "ds3-f32"), "--ids", "1", "--out", TEMP / "o", "--logits-to-keep="), "--logits-to-keep", code=2)
+
+
 class Layout(DumpCase):
     def test_says_nothing(self):
         out = TEMP / "silent.safetensors"

@@ -17,8 +17,8 @@ class HeadCase(Case):
         path.write_text(json.dumps({"input_ids": want["input_ids"].tolist(), "attention_mask": want["attention_mask"].tolist()}))
         return want, path
 
-    def lines(self, *args):
-        return [json.loads(line) for line in self.ok(dsv3(*args, "--json")).splitlines()]
+    def lines(self, *args, **options):
+        return [json.loads(line) for line in self.ok(dsv3(*args, "--json", **options)).splitlines()]
 
 
 class Heads(HeadCase):
@@ -70,6 +70,89 @@ class Heads(HeadCase):
                 self.assertLess(relative(row["end_logits"], want["end_logits"][i][real]), BOUND)
                 self.assertLessEqual(row["first_token"], row["last_token"])
 
+    def test_padding_before_the_tokens(self):
+        """As after them: what is not a token changes nothing."""
+        path, ids = TEMP / "rows.json", [7, 9, 11, 3]
+        for command, case in (("classify", "qwen3-moe-classify"), ("tag", "qwen3-moe-tag"), ("answer", "qwen3-moe-answer")):
+            results = []
+            for row, mask in ((ids, [1] * 4), ([4, 4] + ids, [0, 0, 1, 1, 1, 1]), (ids + [4], [1] * 4 + [0]), ([4] + ids + [4, 4], [0, 1, 1, 1, 1, 0, 0])):
+                path.write_text(json.dumps({"input_ids": [row, ids], "attention_mask": [mask, [1] * 4]}))
+                results.append(self.lines(command, packed(CASES / case), "--ids", path))
+            self.assertEqual(len(results[0]), 2)
+            self.assertEqual(results[0][0], results[0][1])
+            for other in results[1:]:
+                self.assertEqual(other, results[0], command)
+
+    def test_bad_rows(self):
+        path = TEMP / "rows.json"
+        for command, case in (("classify", "qwen3-moe-classify"), ("tag", "qwen3-moe-tag"), ("answer", "qwen3-moe-answer"), ("routing", "qwen3-moe")):
+            for rows, *parts in (([], "list"), ({}, "list"), ([[]], "no tokens"), ([[1], 2], "number"), ([1, "a"], '"a"'), ([1, 280], "280"), ([-1], "-1"),
+                                 ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "row 0", "not as long"),
+                                 ({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1]]}, "as many rows"),
+                                 ({"input_ids": [[1, 2]], "attention_mask": 1}, "as many rows"),
+                                 ({"input_ids": [[1, 2]], "attention_mask": [1]}, "row 0", "not as long"),
+                                 ({"input_ids": [1, 2], "attention_mask": [1, 2]}, "item 1", "expected 0 or 1"),
+                                 ({"input_ids": [1, 2], "attention_mask": [1, "1"]}, "item 1", "expected 0 or 1"),
+                                 ({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}, "item 1", "between tokens")):
+                with self.subTest(command, rows=rows):
+                    path.write_text(json.dumps(rows))
+                    self.fails(dsv3(command, packed(CASES / case), "--ids", path), *parts)
+        self.fails(dsv3("answer", packed(CASES / "qwen3-moe-answer"), "-p", "x"), "--question")
+        self.fails(dsv3("tag", packed(CASES / "qwen3-moe-tag"), "-p", "x"), "tokenizer")
+        self.fails(dsv3("tag", packed(CASES / "qwen3-moe-tag"), "--ids", TEMP / "absent.json"), "absent.json")
+
+    def with_tokenizer(self, case):
+        """The case with the demo model's tokenizer, and an embedding of its size."""
+        checkpoint = Checkpoint(CASES / case)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(DEMO / name, checkpoint.folder)
+        checkpoint.config["vocab_size"] = 4096
+        name = next(name for name in checkpoint.tensors if name.endswith("embed_tokens.weight"))
+        values = np.random.default_rng(1).standard_normal((4096, checkpoint.config["hidden_size"])).astype("<f4")
+        checkpoint.tensors[name] = ["F32", list(values.shape), values.tobytes()]
+        return packed(checkpoint.write())
+
+    def test_text(self):
+        """Text in gives what its ids give, with places in the text; what is shown without --json says the same."""
+        text, path = "Mr. Bennet's café \N{SNOWMAN} was very\nold.", TEMP / "rows.json"
+        model = self.with_tokenizer("qwen3-moe-tag")
+        ids = json.loads(self.ok(dsv3("tokenize", model, "--plain", stdin=text.encode())))
+        path.write_text(json.dumps(ids))
+        (tagged,), (plain,) = self.lines("tag", model, "-p", text), self.lines("tag", model, "--ids", path)
+        offset = len(tagged) - len(ids)  # a token that the tokenizer puts in front
+        self.assertIn(offset, (0, 1))
+        if offset == 0:
+            self.assertEqual([t["logits"] for t in tagged], [t["logits"] for t in plain])
+        self.assertEqual([t["id"] for t in tagged[offset:]], ids)
+        self.assertEqual((tagged[offset]["start"], tagged[-1]["end"]), (0, len(text)))
+        for token, following in zip(tagged[offset:], tagged[offset + 1:]):
+            self.assertLessEqual(token["start"], token["end"])
+            if "\N{REPLACEMENT CHARACTER}" not in token["text"]:
+                self.assertEqual(text[token["start"]:token["end"]], token["text"])
+        shown = self.ok(dsv3("tag", model, "-p", text)).decode().splitlines()
+        self.assertEqual([[json.loads(line.split("\t")[0]), line.split("\t")[1]] for line in shown], [[t["text"], t["label"]] for t in tagged])
+
+        model = self.with_tokenizer("qwen3-moe-classify")
+        (got,) = self.lines("classify", model, "-p", text)
+        label, score = self.ok(dsv3("classify", model, "-p", text)).decode().split()
+        self.assertEqual((label, f"{got['score']:.6g}"), (got["label"], f"{float(score):.6g}"))
+        self.assertEqual(self.lines("classify", model, stdin=text.encode()), [got])
+
+        model = self.with_tokenizer("qwen3-moe-answer")
+        for longest in (1, 3, 30):
+            (got,) = self.lines("answer", model, "-q", "Who was old?", "-p", text, "--max-tokens", longest)
+            self.assertLess(got["last_token"] - got["first_token"], longest)
+            self.assertGreaterEqual(got["first_token"], 0)
+            self.assertEqual(text[got["start"]:got["end"]], got["answer"])
+            shown = self.ok(dsv3("answer", model, "-q", "Who was old?", "-p", text, "--max-tokens", longest)).decode()
+            self.assertEqual(shown, got["answer"] + "\n")
+        # The best of all spans in the context, by the product of both probabilities.
+        first = len(got["start_logits"]) - len(ids)
+        start, end = (np.exp(np.array(got[k]) - max(got[k])) / np.exp(np.array(got[k]) - max(got[k])).sum() for k in ("start_logits", "end_logits"))
+        spans = {(i, j): start[i] * end[j] for i in range(first, len(start)) for j in range(i, min(len(start), i + 30))}
+        self.assertEqual(max(spans, key=spans.get), (got["first_token"] + first, got["last_token"] + first))
+        self.assertAlmostEqual(max(spans.values()), got["score"])
+
     def test_the_wrong_head(self):
         model = packed(CASES / "qwen3-moe-tag")
         self.fails(dsv3("classify", model, "--ids", TEMP / "rows.json"), "no sequence classification head")
@@ -87,6 +170,33 @@ class Layer(Case):
                 self.assertLess(relative(got["output"], want[f"output.{name}"]), BOUND)
                 self.assertTrue((np.sort(got["router_ids"], 1) == np.sort(want[f"router_ids.{name}"], 1)).all())
                 self.assertLess(relative(np.sort(got["router_weights"], 1), np.sort(want[f"router_weights.{name}"], 1)), BOUND)
+
+    def run_layer(self, tensors, *args):
+        path, out = TEMP / "in.safetensors", TEMP / "layer.safetensors"
+        header, data = {}, b""
+        for name, (dtype, values) in tensors.items():
+            raw = values.tobytes()
+            header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+            data += raw
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+        self.ok(dsv3("layer", packed(CASES / "moe-transformer"), "--in", path, "--out", out, *args))
+        return load_safetensors(out)
+
+    def test_every_kind_of_mask_and_every_batch(self):
+        want = load_safetensors(CASES / "moe-transformer/expected.safetensors")
+        x, n = want["input"], want["input"].shape[1]
+        blocked = np.triu(np.ones((n, n), np.uint8), 1)
+        for name, kind, mask in (("bool", "BOOL", blocked), ("u8", "U8", 7 * blocked), ("f32", "F32", np.where(blocked, -np.inf, 0).astype("<f4"))):
+            got = self.run_layer({"input": ("F32", x), name: (kind, mask)}, "--mask", name)
+            self.assertLess(relative(got["output"], want["output.causal"]), BOUND)
+        together = self.run_layer({"input": ("F32", x)})
+        alone = [self.run_layer({"input": ("F32", np.ascontiguousarray(row[None]))}, "-t", 1) for row in x]
+        self.assertTrue((together["output"] == np.concatenate([a["output"] for a in alone])).all())
+        self.assertTrue((together["router_ids"] == np.concatenate([a["router_ids"] for a in alone])).all())
+        # Causal: a token's result does not depend on later ones, so a shorter sequence gives the same.
+        causal, short = self.run_layer({"input": ("F32", x)}, "--mask", "causal"), self.run_layer({"input": ("F32", np.ascontiguousarray(x[:, :5]))}, "--mask", "causal")
+        self.assertTrue((causal["output"][:, :5] == short["output"]).all())
 
     def test_bad_input(self):
         case = CASES / "moe-transformer"
@@ -137,6 +247,33 @@ class Routing(Case):
         self.assertEqual(len(cells), 1 + 3 * 16)
         csv = self.ok(dsv3("routing", model, "--ids", path, "--format", "csv")).decode().splitlines()
         self.assertEqual((csv[0], len(csv)), ("layer,expert,tokens", 1 + 3 * 16))
+        self.assertEqual([int(line.split(",")[2]) for line in csv[1:]], [load for layer in got["layers"] for load in layer["load"]])
+        shown = self.ok(dsv3("routing", model, "--ids", path)).decode().splitlines()
+        self.assertTrue(shown[0].startswith("50 tokens; load-balancing loss"), shown[0])
+        self.assertEqual([line.split()[0] for line in shown[2:]], ["0", "2", "3"])
+        for e in xml.etree.ElementTree.parse(svg).iter():
+            if e.tag.endswith("title"):  # "layer 0, expert 3: 17 tokens"
+                layer, expert, load = (int(word) for word in e.text.replace(",", " ").replace(":", " ").split() if word.isdigit())
+                self.assertEqual(next(l for l in got["layers"] if l["layer"] == layer)["load"][expert], load)
+
+    def test_masked_tokens_do_not_count(self):
+        model, path = packed(CASES / "mixtral"), TEMP / "ids.json"
+        rows = np.random.default_rng(4).integers(0, 200, (2, 12)).tolist()
+        def statistics(given):
+            path.write_text(json.dumps(given))
+            return json.loads(self.ok(dsv3("routing", model, "--ids", path, "--format", "json")))
+        want = statistics(rows)
+        padded = statistics({"input_ids": [rows[0] + [9] * 5, [9] * 3 + rows[1]], "attention_mask": [[1] * 12 + [0] * 5, [0] * 3 + [1] * 12]})
+        for got, expected in zip(padded["layers"], want["layers"]):
+            self.assertEqual(got["load"], expected["load"])
+            self.assertAlmostEqual(got["loss"] / expected["loss"], 1, delta=1e-6)
+        self.assertAlmostEqual(padded["loss"] / want["loss"], 1, delta=1e-6)
+        path.write_text(json.dumps({"input_ids": [1, 2], "attention_mask": [0, 0]}))
+        self.fails(dsv3("routing", model, "--ids", path), "no token")
+        path.write_text("[1]")
+        self.fails(dsv3("routing", packed(CASES / "moe-transformer"), "--ids", path), "")
+        self.fails(dsv3("routing", model, "--ids", path, "--svg", TEMP / "absent/x.svg"), "absent")
+        self.fails(dsv3("routing", model, "--ids", path, "--trace", TEMP / "absent/x.safetensors"), "absent")
 
 
 if __name__ == "__main__":
