@@ -1,0 +1,35 @@
+// model/config and model/tensors: config.json. What it takes has an effective configuration that means the same.
+#include "model/config.h"
+
+#include "model/tensors.h"
+#include "tests/fuzz/fuzz.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const auto json = lite::Json::parse(fuzz::text_of(data, size), "input");
+  if (!json.ok()) return 0;
+  std::vector<std::string> unknown;
+  const auto config = dsv3::Config::parse(*json, &unknown);
+  fuzz::check(config.status());
+  if (!config.ok()) return 0;
+
+  const std::string effective = config->effective.dump();
+  const auto again = dsv3::Config::parse(config->effective);
+  fuzz::require(again.ok(), "an effective configuration is a configuration");
+  fuzz::require(again->effective.dump() == effective, "an effective configuration is its own");
+  fuzz::require(config->layers.size() == size_t(config->num_hidden_layers + config->num_nextn_predict_layers),
+                "every layer has its configuration");
+  fuzz::require(config->output_size() >= 0, "a head has a size");
+
+  int64_t tensors = 0;
+  for (const dsv3::LayerConfig& l : config->layers) {
+    tensors += 20 + 4 * l.n_routed_experts;
+    fuzz::require(config->cached_values(l) >= 0 && config->rotary_dim(l) % 2 == 0,
+                  "a layer's sizes make sense");
+    if (config->rotary_dim(l) <= 4096) (void)config->rope_inv_freq(config->rotary_dim(l));
+  }
+  if (tensors > 2000) return 0;  // large tables only take time
+  for (const dsv3::TensorInfo& t : dsv3::tensor_table(*config))
+    for (const int64_t n : t.shape) fuzz::require(n > 0, "no dimension is zero");
+  (void)dsv3::tensor_table(config->without_mtp());
+  return 0;
+}
