@@ -34,7 +34,10 @@ std::string extent_name(const PackFile& file, int32_t extent) {
 class Verification {
  public:
   explicit Verification(const PackFile& file) : file_(file) {
-    for (const PackFile::ExtentInfo& e : file.extents()) total_ += e.bytes;
+    for (const PackFile::ExtentInfo& e : file.extents()) {
+      total_ += e.bytes;
+      largest_ = std::max(largest_, size_t(e.bytes));
+    }
   }
 
   Status run(const std::function<bool(int64_t, int64_t)>& progress,
@@ -74,7 +77,7 @@ class Verification {
   // No exception may leave a thread.
   void work(const std::stop_token& stop) noexcept {
     try {
-      std::vector<std::byte> buffer(kPiece);
+      std::vector<std::byte> buffer(std::min(kPiece, largest_));
       for (size_t i = next_++; i < file_.extents().size() && !stop.stop_requested(); i = next_++) {
         std::string line = compare(int32_t(i), buffer, stop);
         if (line.empty()) continue;
@@ -111,6 +114,7 @@ class Verification {
 
   const PackFile& file_;
   int64_t total_ = 0;
+  size_t largest_ = 0;  // bytes of an extent
   size_t damaged_ = 0;  // extents reported
   std::string first_;   // of their lines
 

@@ -37,7 +37,8 @@ def run(target, name, bin_dir, options):
     print(f"fuzz {name:16} {stat.get('number_of_executed_units', 0):9} executions, {stat.get('average_exec_per_sec', 0):6}/s, "
           f"coverage {cover[-1]}, {stat.get('peak_rss_mb', 0)} MB{'' if done.returncode == 0 else ', BROKEN'}", flush=True)
     if done.returncode:
-        print("\n".join(done.stderr.splitlines()[-60:]))
+        told = [line for line in done.stderr.splitlines() if not re.match(r"#\d|\s*NEW_FUNC|stat::", line)]
+        print("\n".join(told[-60:]))
     return done.returncode == 0
 
 
