@@ -144,7 +144,7 @@ typedef struct dsv3_verify_options {
   void* progress_user;
 } dsv3_verify_options;
 
-/* Compares all data of a packed file with its checksums, at the speed of the disk; a few threads, a few MB each. Goes
+/* Compares all data of a packed file with its checksums, at the speed of the disk; a few threads, a MB each. Goes
  * on to the end whatever it finds. Opening a file, here and elsewhere, has compared the rest of it, the index, already:
  * so any changed bit is found. Errors: CORRUPT when anything differs or cannot be read, NOT_FOUND, IO,
  * UNSUPPORTED, CANCELLED. Any thread. */

@@ -121,7 +121,7 @@ class PackFile {
   // error and not a signal. Thread-safe.
   Status read(int32_t extent, int64_t from, std::span<std::byte> to) const;
 
-  // Compares every extent with its checksum, at the speed of the disk: a few threads read a few MB at a time.
+  // Compares every extent with its checksum, at the speed of the disk: a few threads read a MB at a time.
   // `progress` gets bytes done and in all, and stops the work by returning false (Cancelled); `damage` gets a line
   // for each extent that differs or cannot be read, with the names of its tensors, in no particular order. Both
   // are called on the calling thread. Corrupt, with the first of these lines and their number, when there is any.

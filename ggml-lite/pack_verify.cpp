@@ -17,7 +17,7 @@ namespace lite {
 
 namespace {
 
-constexpr size_t kPiece = size_t(4) << 20;  // bytes read at once, by each worker
+constexpr size_t kPiece = size_t(1) << 20;  // bytes read at once, by each worker: stays in its cache
 constexpr unsigned kMostWorkers = 4;        // hashing by so many is faster than disks are
 constexpr size_t kMostNames = 6;            // tensors named of one extent
 

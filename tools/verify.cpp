@@ -70,7 +70,7 @@ class Verify {
                     int(left / 60 % 60), int(left % 60));
       line += time;
     }
-    if (lines_ > 0) line += text(", ", lines_, " extents damaged");
+    if (lines_ > 0) line += text(", ", lines_, lines_ == 1 ? " extent damaged" : " extents damaged");
     if (!terminal_) return note(line);
     std::fprintf(stderr, "\r%s\033[K", line.c_str());
     open_ = true;
