@@ -3,6 +3,7 @@
 #include <unistd.h>
 #include <random>
 
+#include "dsv3.h"
 #include "tests/unit/pack_sample.h"
 #include "tests/unit/temp_dir.h"
 
@@ -104,4 +105,28 @@ TEST_CASE("pack: what cannot be read while it is verified is damage, not a signa
   CHECK(last == file->file_bytes() - file->extents()[0].offset);
   std::byte byte;
   CHECK(file->read(0, file->extents()[0].bytes, {&byte, 1}).code() == Code::InvalidArgument);
+}
+
+TEST_CASE("pack: verification through the C API") {
+  TempDir dir;
+  const std::string path = dir / "m";
+  REQUIRE(sample().write(path).ok());
+  CHECK(dsv3_verify(path.c_str(), nullptr) == DSV3_OK);
+  CHECK(dsv3_verify(nullptr, nullptr) == DSV3_INVALID_ARGUMENT);
+  CHECK(dsv3_verify((dir / "none").c_str(), nullptr) == DSV3_NOT_FOUND);
+
+  Flipper(path).flip(PackFile::open(path)->extents()[1].offset, 3);
+  std::string lines;
+  dsv3_verify_options options = {};
+  options.struct_size = sizeof options;
+  options.damage = [](void* to, dsv3_log_level level, const char* line) {
+    CHECK(level == DSV3_LOG_WARNING);
+    *static_cast<std::string*>(to) += line;
+  };
+  options.damage_user = &lines;
+  CHECK(dsv3_verify(path.c_str(), &options) == DSV3_CORRUPT);
+  CHECK(lines.starts_with("extent 1 (\"norm\")"));
+  CHECK(std::string(dsv3_last_error()).find(lines) != std::string::npos);
+  options.progress = [](void*, int64_t, int64_t) { return 1; };
+  CHECK(dsv3_verify(path.c_str(), &options) == DSV3_CANCELLED);
 }
