@@ -1,7 +1,8 @@
 # make demo    install what is missing, build, convert the demo checkpoint, write a story
 # make test    install what is missing, build three ways, run every test
+# make fuzz    throw changed files at every parser, SECONDS=60 each, or RUNS=N with a fixed seed
 # make         build into build/bin
-.PHONY: all setup demo test release configure sanitize clang accuracy format clean
+.PHONY: all setup demo test release configure sanitize clang fuzz accuracy format clean
 
 JOBS ?= $(shell nproc)
 CMAKE_BUILD = cmake --build $(1) -j $(JOBS)
@@ -26,6 +27,14 @@ sanitize:
 clang:
 	cmake -S . -B build/clang -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DDSV3_WERROR=ON
 	$(call CMAKE_BUILD,build/clang)
+
+# Every parser of files nobody vouches for under libFuzzer and the sanitizers.
+SECONDS ?= 60
+fuzz:
+	@cmake -S . -B build/fuzz -DDSV3_FUZZ=ON -DDSV3_TESTS=OFF -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
+	$(call CMAKE_BUILD,build/fuzz) --target fuzz
+	/usr/bin/python3 tests/fuzz/run.py build/fuzz/bin $(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS))
 
 demo: setup
 	@$(MAKE) --no-print-directory configure

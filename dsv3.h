@@ -134,6 +134,22 @@ DSV3_API const char* dsv3_model_label(const dsv3_model* model, int32_t i);
  * "provenance". Built at the first call (some MB for a large model); holds as long as the model. */
 DSV3_API dsv3_status dsv3_model_describe(dsv3_model* model, const char** json);
 
+/* ---- verification ------------------------------------------------------------------------------------------ */
+
+typedef struct dsv3_verify_options {
+  uint32_t struct_size;
+  dsv3_log damage; /* a line for each damaged extent, with the names of its tensors; default none */
+  void* damage_user;
+  dsv3_progress progress; /* in bytes, about twenty times a second */
+  void* progress_user;
+} dsv3_verify_options;
+
+/* Compares all data of a packed file with its checksums, at the speed of the disk; a few threads, a MB each. Goes
+ * on to the end whatever it finds. Opening a file, here and elsewhere, has compared the rest of it, the index, already:
+ * so any changed bit is found. Errors: CORRUPT when anything differs or cannot be read, NOT_FOUND, IO,
+ * UNSUPPORTED, CANCELLED. Any thread. */
+DSV3_API dsv3_status dsv3_verify(const char* path, const dsv3_verify_options* options);
+
 /* ---- text ------------------------------------------------------------------------------------------------ */
 
 typedef struct dsv3_tokenizer dsv3_tokenizer;

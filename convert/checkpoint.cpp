@@ -155,7 +155,6 @@ Status Checkpoint::check_index(const ShardOf& shard_of) const {
                    "; index and shards are of different versions: get both again");
   for (const auto& [name, tensor] : tensors_)
     if (!shard_of.contains(name)) unnamed.emplace_back(name);
-  std::sort(unnamed.begin(), unnamed.end());
   if (!unnamed.empty())
     return corrupt(kIndex, " does not name ", unnamed.size(), " tensors of its shards: ", list_names(unnamed),
                    "; index and shards are of different versions: get both again");

@@ -7,7 +7,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "convert/safetensors.h"
@@ -28,15 +27,15 @@ class Checkpoint {
   // and shards do not agree about every single tensor.
   static Result<Checkpoint> open(const std::string& folder);
 
-  const Tensor* find(std::string_view name) const;  // null when absent
-  const std::unordered_map<std::string_view, Tensor>& tensors() const { return tensors_; }
+  const Tensor* find(std::string_view name) const;                                // null when absent
+  const std::map<std::string_view, Tensor>& tensors() const { return tensors_; }  // by name
 
  private:
   Status open_shards(const std::string& folder, const std::vector<std::string>& names);
   Status check_index(const std::map<std::string, std::string, std::less<>>& shard_of) const;
 
   std::vector<SafetensorsFile> files_;  // never changes once tensors_ points into it
-  std::unordered_map<std::string_view, Tensor> tensors_;
+  std::map<std::string_view, Tensor> tensors_;
 };
 
 // "a, b, c and 17 more": names for a message, no more than 20 of them.

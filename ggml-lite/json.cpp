@@ -3,12 +3,19 @@
 #include <cmath>
 #include <iterator>
 #include <nlohmann/json.hpp>
-#include <unordered_set>
+#include <set>
 
 namespace lite {
 
 namespace {
 constexpr size_t kMaxDepth = 64;
+constexpr size_t kMaxText = size_t(256) << 20;  // bytes; the largest tokenizer.json have 20 MB
+
+// For messages, which must not be as long as what they speak of.
+std::string shortened(const std::string& text) {
+  constexpr size_t kMost = 200;
+  return text.size() <= kMost ? text : text.substr(0, kMost) + "...";
+}
 
 // Walks the text and tells `read` how far the reader has come, for the offsets of refusals.
 struct Cursor {
@@ -48,14 +55,15 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   bool number_float(double v, const std::string& text) override {
     // nlohmann turns an integer too large for 64 bits into a double; we would rather say so.
     if (text.find_first_of(".eE") == std::string::npos)
-      return refuse(str("integer ", text, " does not fit 64 bits"));
+      return refuse(str("integer ", shortened(text), " does not fit 64 bits"));
     return add(Json(v));
   }
   bool string(std::string& v) override { return add(Json(std::move(v))); }
   bool binary(nlohmann::json::binary_t&) override { return refuse("binary value"); }
   bool start_object(size_t) override { return open(Json(Json::Object())); }
   bool key(std::string& v) override {
-    if (!keys_.back().insert(v).second) return refuse("key \"" + v + "\" appears twice in one object");
+    if (!keys_.back().insert(v).second)
+      return refuse("key \"" + shortened(v) + "\" appears twice in one object");
     stack_.back().object()->emplace_back(std::move(v), Json());
     return true;
   }
@@ -66,7 +74,8 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
     // The library's text starts with an identifier and a position of its own; keep what follows.
     std::string text = e.what();
     const size_t colon = text.find(": ");
-    refusal_ = str("at byte ", offset, ": ", colon == std::string::npos ? text : text.substr(colon + 2));
+    refusal_ =
+        str("at byte ", offset, ": ", shortened(colon == std::string::npos ? text : text.substr(colon + 2)));
     return false;
   }
 
@@ -104,10 +113,13 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   const char* const begin_;
   const char* read_;
   std::vector<Json> stack_;
-  std::vector<std::unordered_set<std::string>> keys_;
+  // Of the open objects. Ordered, not hashed: keys can be made to collide, and then each costs as much as all.
+  std::vector<std::set<std::string>> keys_;
 };
 
 Result<Json> Json::parse(std::string_view text, std::string_view what) {
+  if (text.size() > kMaxText)
+    return unsupported("read ", what, ": got ", text.size(), " bytes of JSON, expected at most ", kMaxText);
   // nlohmann takes a zero byte for the end of the text.
   if (const size_t zero = text.find('\0'); zero != std::string_view::npos)
     return corrupt("read ", what, ": not valid JSON: at byte ", zero + 1, ": a zero byte");

@@ -117,9 +117,16 @@ class PackFile {
   const Item* find(std::string_view name) const;  // null when absent; O(log n)
   std::vector<std::string_view> tensors_of_extent(int32_t extent) const;
 
-  // Compares every extent with its checksum; names the tensors of the first extent that differs. `progress`
-  // gets bytes done and in all, and stops the work by returning false (Cancelled).
-  Status verify(const std::function<bool(int64_t, int64_t)>& progress = {}) const;
+  // Bytes [from, from + to.size()) of an extent, read and not through the mapping: a disk that fails is then an
+  // error and not a signal. Thread-safe.
+  Status read(int32_t extent, int64_t from, std::span<std::byte> to) const;
+
+  // Compares every extent with its checksum, at the speed of the disk: a few threads read a MB at a time.
+  // `progress` gets bytes done and in all, and stops the work by returning false (Cancelled); `damage` gets a line
+  // for each extent that differs or cannot be read, with the names of its tensors, in no particular order. Both
+  // are called on the calling thread. Corrupt, with the first of these lines and their number, when there is any.
+  Status verify(const std::function<bool(int64_t done, int64_t total)>& progress = {},
+                const std::function<void(const std::string& line)>& damage = {}) const;
 
  private:
   PackFile();

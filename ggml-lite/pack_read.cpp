@@ -398,35 +398,12 @@ std::vector<std::string_view> PackFile::tensors_of_extent(int32_t extent) const 
   return names;
 }
 
-Status PackFile::verify(const std::function<bool(int64_t, int64_t)>& progress) const {
-  const Impl& impl = *impl_;
-  const std::string what = "verify " + path();
-  const int64_t total = file_bytes() - int64_t(impl.header.data_offset);
-  int64_t done = 0;
-  std::vector<std::byte> buffer(size_t(4)
-                                << 20);  // read, not mapped: a failing disk is then an error, not a signal
-  Hash hash;
-  for (size_t i = 0; i < impl.extents.size(); ++i) {
-    const ExtentInfo& extent = impl.extents[i];
-    hash.reset();
-    for (int64_t at = 0; at < extent.bytes;) {
-      if (progress && !progress(done, total)) return {Code::Cancelled, what + ": cancelled"};
-      const auto piece = std::span(buffer).first(std::min(buffer.size(), size_t(extent.bytes - at)));
-      LITE_TRY(impl.file.read(extent.offset + at, piece).in(what));
-      hash.add(piece.data(), piece.size());
-      at += int64_t(piece.size());
-      done += int64_t(piece.size());
-    }
-    if (const uint64_t checksum = hash.digest64(); checksum != extent.checksum) {
-      std::string names;
-      for (const std::string_view& name : tensors_of_extent(int32_t(i)))
-        names += str(names.empty() ? "\"" : ", \"", name, "\"");
-      return corrupt(what, ": extent ", i, " (", names, "): got checksum ", std::hex, checksum, ", expected ",
-                     extent.checksum, "; the file is damaged; get it or convert it again");
-    }
-  }
-  if (progress && !progress(total, total)) return {Code::Cancelled, what + ": cancelled"};
-  return {};
+Status PackFile::read(int32_t extent, int64_t from, std::span<std::byte> to) const {
+  const ExtentInfo& e = impl_->extents[size_t(extent)];
+  if (from < 0 || from > e.bytes || int64_t(to.size()) > e.bytes - from)
+    return invalid_argument("read ", path(), ": extent ", extent, ": bytes ", from, " to ",
+                            from + int64_t(to.size()), " of ", e.bytes);
+  return impl_->file.read(e.offset + from, to);
 }
 
 }  // namespace lite

@@ -140,7 +140,6 @@ Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,
 void parse_common(Keys& k, double default_eps, Config* c) {
   c->vocab_size = k.size("vocab_size");
   c->num_hidden_layers = k.size("num_hidden_layers");
-  constexpr int64_t kMostLayers = 10000;
   if (c->num_hidden_layers > kMostLayers)
     k.fail(invalid_argument(k.where(), ": key \"num_hidden_layers\": got ", c->num_hidden_layers,
                             ", expected at most ", kMostLayers));

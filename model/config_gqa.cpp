@@ -24,8 +24,9 @@ std::vector<int64_t> layer_list(Keys& k, const char* key) {
   std::vector<int64_t> out;
   if (v && v->array())
     for (const Json& item : *v->array())
-      if (item.integer()) out.push_back(*item.integer());
-  if (v && (!v->array() || v->array()->size() != out.size())) k.fail(key, *v, "a list of layer indices");
+      if (item.integer() && int64_t(out.size()) < kMostLayers) out.push_back(*item.integer());
+  if (v && (!v->array() || v->array()->size() != out.size()))
+    k.fail(key, *v, lite::str("a list of at most ", kMostLayers, " layer indices"));
   if (v) k.effective().set(key, *v);
   return out;
 }
@@ -73,9 +74,10 @@ void parse_labels(Keys& k, Config* c) {
   const Json* names = k.object("id2label");
   if (!names) {
     const int64_t n = k.size("num_labels", 2, 1);
-    if (n > 1 << 20)
-      return k.fail(
-          invalid_argument(k.where(), ": key \"num_labels\": got ", n, ", expected at most ", 1 << 20));
+    constexpr int64_t kMostUnnamed = 1 << 16;
+    if (n > kMostUnnamed)
+      return k.fail(invalid_argument(k.where(), ": key \"num_labels\": got ", n, ", expected at most ",
+                                     kMostUnnamed, " without an \"id2label\""));
     for (int64_t i = 0; i < n; ++i) c->labels.push_back(lite::str("LABEL_", i));
     return;
   }

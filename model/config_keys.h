@@ -10,15 +10,22 @@
 
 namespace dsv3 {
 
+constexpr size_t kMostKeys = 1000;  // of one object: keys are looked for one by one, for each layer
+constexpr int64_t kMostLayers = 1000;
 constexpr int64_t kLargestSize = 1 << 24;  // of any dimension: products of two sizes stay far below 2^63
 
 // Reads the keys of one object. What is read, or taken from a default, is recorded under its key in
-// `effective`; the first error is kept, so that a list of reads needs one check at its end.
+// `effective`; the first error is kept, so that a list of reads needs one check at its end. Until then every value is
+// in its range, also one that was refused: the caller may divide by it.
 class Keys {
  public:
   // With `over`, an object whose members take the place of those of `object`.
   Keys(const Json& object, std::string where, const Json* over = nullptr)
-      : object_(object), over_(over), where_(std::move(where)) {}
+      : object_(object), over_(over), where_(std::move(where)) {
+    if (object.object() && object.object()->size() > kMostKeys)
+      fail(lite::invalid_argument(where_, ": got ", object.object()->size(), " keys, expected at most ",
+                                  kMostKeys));
+  }
 
   int64_t size(const char* key) { return integer(key, nullptr, 1, kLargestSize); }
   int64_t size(const char* key, int64_t fallback, int64_t smallest = 0) {
@@ -27,8 +34,10 @@ class Keys {
   double number(const char* key, const double* fallback, double smallest, double largest) {
     const Json* v = get(key, fallback != nullptr);
     double value = fallback ? *fallback : smallest;
-    if (v && (!v->number(&value) || !(value >= smallest && value <= largest)))
+    if (v && (!v->number(&value) || !(value >= smallest && value <= largest))) {
       fail(key, *v, lite::str("a number from ", smallest, " to ", largest));
+      value = smallest;
+    }
     effective_.set(key, value);
     return value;
   }

@@ -9,10 +9,6 @@ using lite::Tensor;
 Model::Model(lite::PackFile file, Config config)
     : file_(std::move(file)), config_(std::move(config)), placement_(config_), table_(tensor_table(config_)) {
   for (const TensorInfo& t : table_) by_name_[t.name] = &t;
-  for (const LayerConfig& l : config_.layers) {
-    const int64_t dim = config_.rotary_dim(l);
-    if (!inv_freq_.contains(dim)) inv_freq_[dim] = config_.rope_inv_freq(dim);
-  }
 }
 
 Tensor Model::rope_inv_freq(int64_t dim) const {
@@ -34,8 +30,18 @@ Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
   if (!json) return lite::corrupt("open ", path, ": its JSON block has no \"config\"");
   auto config = Config::parse(*json);
   if (!config.ok()) return config.status().in("open " + path);
+  // A few words can ask for any number of layers and experts: nothing is listed that the file cannot have.
+  int64_t fewest = 0;
+  for (const LayerConfig& l : config->layers) fewest += 1 + 2 * l.n_routed_experts;
+  if (fewest > int64_t(file.items().size()))
+    return lite::corrupt("open ", path, ": it holds ", file.items().size(),
+                         " tensors, but its configuration asks for at least ", fewest);
   auto model = std::unique_ptr<Model>(new Model(std::move(file), std::move(*config)));
   LITE_TRY(model->check_tensors());
+  for (const LayerConfig& l : model->config_.layers) {
+    const int64_t dim = model->config_.rotary_dim(l);
+    if (!model->inv_freq_.contains(dim)) model->inv_freq_[dim] = model->config_.rope_inv_freq(dim);
+  }
   return model;
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds three ways, runs every test, and says what each part took. Fails when anything fails.
+# Builds three ways, runs every test, lets every parser read changed files, and says what each part took. Fails when anything fails.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -18,3 +18,5 @@ part "build clang" make --no-print-directory clang
 part "test release" ctest --test-dir build/release --output-on-failure -j "$(nproc)"
 part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(nproc)"
 part "test clang" ctest --test-dir build/clang --output-on-failure -j "$(nproc)"
+
+part "fuzz" make --no-print-directory fuzz RUNS=10000

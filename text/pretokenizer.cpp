@@ -42,13 +42,14 @@ Result<PreTokenizer> PreTokenizer::split_by(std::string_view pattern) {
   return out;
 }
 
-Result<std::vector<std::string_view>> PreTokenizer::pieces(std::string_view text) const {
+Result<std::vector<std::string_view>> PreTokenizer::pieces(std::string_view text,
+                                                           const MatchTime& time) const {
   std::vector<std::string_view> pieces, coarser;
   if (!text.empty()) pieces.push_back(text);
   for (const Regex& step : steps_) {
     coarser.swap(pieces);
     pieces.clear();
-    for (const std::string_view piece : coarser) LITE_TRY(step.split(piece, &pieces));
+    for (const std::string_view piece : coarser) LITE_TRY(step.split(piece, time, &pieces));
   }
   return pieces;
 }

@@ -20,7 +20,7 @@ class PreTokenizer {
   static lite::Result<PreTokenizer> split_by(std::string_view pattern);
 
   // Pieces of `text`, valid UTF-8, in order; together they are the text.
-  lite::Result<std::vector<std::string_view>> pieces(std::string_view text) const;
+  lite::Result<std::vector<std::string_view>> pieces(std::string_view text, const MatchTime& time) const;
 
  private:
   lite::Status add_pattern(std::string_view pattern);

@@ -2,6 +2,7 @@
 #include "text/regex.h"
 
 #include <pcre2.h>
+#include <ctime>
 
 namespace dsv3 {
 namespace {
@@ -10,9 +11,11 @@ using lite::str;
 using lite::unsupported;
 
 constexpr size_t kLongestPattern = 1 << 16;
-// Of one match. Released patterns take a few steps a character; a class with && takes some stack for each
-// character of a word, so that a word of a million letters still passes.
-constexpr uint32_t kMatchLimit = 100'000'000;
+// Steps of one match. Released patterns take a few a character; a class with && takes some stack for each
+// character of a word, so that a word of a million letters still passes. PCRE2 counts coarsely, and not what a
+// match costs in all; so a match begins with few steps and few places to start at, and gets more while there is time.
+constexpr uint32_t kFirstMatchLimit = 1000, kMatchLimit = 100'000'000;
+constexpr size_t kStarts = 64;               // bytes
 constexpr uint32_t kHeapLimit = 512 * 1024;  // KiB
 constexpr size_t kJitStack = 128 << 20;      // bytes, taken as needed
 
@@ -142,7 +145,23 @@ lite::Status pcre2_error(const char* what, int code) {
   return unsupported(what, ": ", reinterpret_cast<const char*>(text));
 }
 
+double seconds(clockid_t clock) {
+  timespec t = {};
+  clock_gettime(clock, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
 }  // namespace
+
+MatchTime::MatchTime(size_t text_bytes)
+    : allowed_(1 + 1e-5 * double(text_bytes)),
+      wall_end_(seconds(CLOCK_MONOTONIC) + allowed_),
+      processor_end_(seconds(CLOCK_THREAD_CPUTIME_ID) + allowed_) {}
+
+// The processor's time decides: a process may be stopped, or wait for others. The other clock costs far less to ask.
+bool MatchTime::is_over() const {
+  return seconds(CLOCK_MONOTONIC) > wall_end_ && seconds(CLOCK_THREAD_CPUTIME_ID) > processor_end_;
+}
 
 lite::Result<std::string> pcre2_pattern(std::string_view pattern) {
   if (pattern.size() > kLongestPattern)
@@ -163,7 +182,8 @@ lite::Result<Regex> Regex::compile(std::string_view pattern) {
       pcre2_compile_context_create(nullptr), pcre2_compile_context_free);
   if (!context) return lite::out_of_memory("compile a pattern");
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
-  const uint32_t options = PCRE2_UTF | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C;
+  const uint32_t options =
+      PCRE2_UTF | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT;
   int error;
   PCRE2_SIZE at;
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
@@ -185,7 +205,8 @@ lite::Result<Regex> Regex::literal(std::string_view text) {
   return compile(quoted);
 }
 
-lite::Status Regex::split(std::string_view text, std::vector<std::string_view>* pieces) const {
+lite::Status Regex::split(std::string_view text, const MatchTime& time,
+                          std::vector<std::string_view>* pieces) const {
   const auto* code = static_cast<const pcre2_code*>(code_.get());
   std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> data(pcre2_match_data_create(1, nullptr),
                                                                       pcre2_match_data_free);
@@ -194,25 +215,38 @@ lite::Status Regex::split(std::string_view text, std::vector<std::string_view>* 
   std::unique_ptr<pcre2_jit_stack, void (*)(pcre2_jit_stack*)> stack(
       nullptr, pcre2_jit_stack_free);  // when a match needs it
   if (!data || !context) return lite::out_of_memory("match a pattern");
-  pcre2_set_match_limit(context.get(), kMatchLimit);
   pcre2_set_heap_limit(context.get(), kHeapLimit);
 
   const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-  size_t done = 0;
-  while (done < text.size()) {
+  size_t done = 0, start = 0;  // what is in pieces; where the next match may begin
+  uint32_t limit = kFirstMatchLimit;
+  while (start < text.size()) {
+    if (time.is_over())
+      return unsupported("match a pattern of the tokenizer: it takes too long on this text");
+    pcre2_set_match_limit(context.get(), limit);
+    pcre2_set_offset_limit(context.get(), start + kStarts - 1);
     const uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
-    int found = pcre2_match(code, subject, text.size(), done, options, data.get(), context.get());
+    int found = pcre2_match(code, subject, text.size(), start, options, data.get(), context.get());
     if (found == PCRE2_ERROR_JIT_STACKLIMIT && !stack) {
       stack.reset(pcre2_jit_stack_create(1 << 16, kJitStack, nullptr));
       pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
       continue;
     }
-    if (found == PCRE2_ERROR_NOMATCH) break;
+    if (found == PCRE2_ERROR_MATCHLIMIT && limit < kMatchLimit) {
+      limit *= 2;
+      continue;
+    }
+    limit = kFirstMatchLimit;
+    if (found == PCRE2_ERROR_NOMATCH) {
+      start += kStarts;
+      while (start < text.size() && (uint8_t(text[start]) & 0xC0) == 0x80) ++start;
+      continue;
+    }
     if (found < 0) return pcre2_error("match a pattern of the tokenizer", found);
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data.get());
     if (range[0] > done) pieces->push_back(text.substr(done, range[0] - done));
     pieces->push_back(text.substr(range[0], range[1] - range[0]));
-    done = range[1];
+    start = done = range[1];
   }
   if (done < text.size()) pieces->push_back(text.substr(done));
   return {};

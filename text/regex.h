@@ -4,7 +4,8 @@
 // (tiktoken). Where these and PCRE2 differ it is rewritten first: \s is Unicode White_Space, \p{Han} the
 // script itself, [a&&b] an intersection; $ matches at line ends. What we cannot say in PCRE2 is Unsupported,
 // by name. Character classes are those of PCRE2's own Unicode version (14 in Debian 12's). Patterns and texts
-// come from strangers: a match that takes too many steps or too much stack is an error.
+// come from strangers: a match that takes too many steps or too much stack is an error, and so are matches
+// that together take out of proportion to the text.
 #pragma once
 
 #include <memory>
@@ -16,6 +17,17 @@
 
 namespace dsv3 {
 
+// The processor time that cutting one text may take: patterns exist for which it would be endless. Released ones
+// need a hundredth of it at most.
+class MatchTime {
+ public:
+  explicit MatchTime(size_t text_bytes);  // begins now, on this thread
+  bool is_over() const;
+
+ private:
+  double allowed_, wall_end_, processor_end_;  // seconds
+};
+
 class Regex {
  public:
   static lite::Result<Regex> compile(std::string_view pattern);
@@ -24,7 +36,8 @@ class Regex {
 
   // Cuts `text`, valid UTF-8, into its matches and what lies between them, and appends these pieces: the
   // behaviour that Hugging Face calls Isolated. No piece is empty. Thread-safe.
-  lite::Status split(std::string_view text, std::vector<std::string_view>* pieces) const;
+  lite::Status split(std::string_view text, const MatchTime& time,
+                     std::vector<std::string_view>* pieces) const;
 
  private:
   struct Free {

@@ -68,11 +68,11 @@ struct Tokenizer::Impl {
     return definition.bpe.encode(piece, ids);
   }
 
-  Status encode_plain(std::string_view text, std::vector<int32_t>* ids) const {
+  Status encode_plain(std::string_view text, const MatchTime& time, std::vector<int32_t>* ids) const {
     while (!text.empty()) {
       const size_t valid = utf8_valid_prefix(text);
       LITE_ASSIGN(const std::vector<std::string_view> pieces,
-                  definition.pre_tokenizer.pieces(text.substr(0, valid)));
+                  definition.pre_tokenizer.pieces(text.substr(0, valid), time));
       for (const std::string_view piece : pieces) LITE_TRY(encode_piece(piece, ids));
       text.remove_prefix(valid);
       if (text.empty()) break;
@@ -102,7 +102,8 @@ struct Tokenizer::Impl {
       return lite::invalid_argument(
           "encode text: asked for a beginning-of-sentence token, the tokenizer has none");
     if (options.bos) ids->push_back(bos);
-    const auto plain = [&](std::string_view rest) { return encode_plain(rest, ids); };
+    const MatchTime time(text.size());
+    const auto plain = [&](std::string_view rest) { return encode_plain(rest, time, ids); };
     if (!options.parse_added) return plain(text);
     return cut(exact, text, ids, [&](std::string_view rest) { return cut(normalized, rest, ids, plain); });
   }

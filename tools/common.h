@@ -152,5 +152,6 @@ void add_tokenize(CLI::App* program);
 void add_heads(CLI::App* program);  // classify, tag, answer
 void add_routing(CLI::App* program);
 void add_layer(CLI::App* program);
+void add_verify(CLI::App* program);
 
 }  // namespace tools

@@ -98,6 +98,15 @@ class BadInput(Case):
             (folder / "tokenizer.json").write_bytes(content)
             self.fails(dsv3("tokenize", folder), part)
 
+    def test_files_that_are_none(self):
+        """A pipe would be waited for, and a device has no end."""
+        folder = TEMP / "no-files"
+        folder.mkdir()
+        for name, make in (("tokenizer.json", os.mkfifo), ("tokenizer_config.json", lambda path: path.symlink_to("/dev/zero"))):
+            make(folder / name)
+            self.fails(dsv3("tokenize", folder), name, "expected a file")
+            (folder / name).unlink()
+
     def test_rows(self):
         good = '{"text": "a"}\n'
         for row in ("", "{", "[]", '"a"', "{}", '{"text": 1}', '{"text": null}', '{"text": "\\ud800"}', '{"text": "a"} x', "\xff"):

@@ -450,21 +450,36 @@ TEST_CASE("config: hostile sizes cost neither time nor memory") {
   const Json base = small();
   for (const auto& [key, value] : *base.object()) {
     if (!value.integer()) continue;
-    for (const char* huge : {"9223372036854775807", "16777216", "1048576"}) {
+    for (const char* huge : {"0", "-1", "9223372036854775807", "16777216", "1048576"}) {
       const std::string patch = "{\"" + key + "\": " + huge + "}";
       CAPTURE(patch);
       stays_small(patched(base, patch));
     }
   }
+  // Divisors: a layer is reached that would divide by what was refused.
+  stays_small(patched(base, R"({"moe_layer_freq": 0, "first_k_dense_replace": 0})"));
   stays_small(patched(base, R"({"num_hidden_layers": 10000, "n_routed_experts": 65536})"));
   stays_small(patched(base, R"({"num_hidden_layers": 16, "n_routed_experts": 65536})"));
   // Many layers, each with its own configuration.
-  Json many = patched(base, R"({"num_hidden_layers": 4000})");
+  Json many = patched(base, R"({"num_hidden_layers": 1000})");
   Json overrides{Json::Object()};
   const Json layer =
       json_of(R"({"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 8,
     "moe_intermediate_size": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2})");
-  for (int i = 0; i < 4000; ++i) overrides.object()->emplace_back(std::to_string(i), layer);
+  for (int i = 0; i < 1000; ++i) overrides.object()->emplace_back(std::to_string(i), layer);
   many.set("layer_config", overrides);
   stays_small(many);
+  // More keys than any file has; each is looked for among all, for each layer.
+  Json crowded = base;
+  for (int i = 0; i < 1000; ++i) crowded.object()->emplace_back(lite::str("key", i), 1);
+  const Status status = Config::parse(crowded).status();
+  CHECK(status.message().find("keys, expected at most 1000") != std::string::npos);
+  std::string layers = "0";
+  for (int i = 1; i <= 1000; ++i) layers += lite::str(",", i);
+  CHECK(Config::parse(patched(qwen3_30b(), "{\"mlp_only_layers\": [" + layers + "]}"))
+            .status()
+            .message()
+            .find("\"mlp_only_layers\"") != std::string::npos);
+  CHECK(!Config::parse(patched(qwen3_30b(), R"({"decoder_sparse_step": 0})")).ok());
+  CHECK(!Config::parse(patched(qwen3_30b(), R"({"num_attention_heads": 0})")).ok());
 }

@@ -1,6 +1,7 @@
 // Regular expressions of pre-tokenizers: what they match, what is refused, and that no match takes endless
 // time.
 #include <doctest/doctest.h>
+#include <ctime>
 
 #include <tuple>
 
@@ -17,7 +18,7 @@ Pieces split(std::string_view pattern, std::string_view text) {
   const lite::Result<Regex> regex = Regex::compile(pattern);
   REQUIRE_MESSAGE(regex.ok(), pattern << ": " << regex.status().message());
   std::vector<std::string_view> views;
-  const lite::Status status = regex->split(text, &views);
+  const lite::Status status = regex->split(text, MatchTime(text.size()), &views);
   REQUIRE_MESSAGE(status.ok(), pattern << ": " << status.message());
   return Pieces(views.begin(), views.end());
 }
@@ -67,7 +68,7 @@ TEST_CASE("regular expressions cut as Oniguruma does") {
   const lite::Result<Regex> literal = Regex::literal("a.(b\\中 \n");
   REQUIRE(literal.ok());
   std::vector<std::string_view> views;
-  REQUIRE(literal->split("xa.(b\\中 \nx", &views).ok());
+  REQUIRE(literal->split("xa.(b\\中 \nx", MatchTime(11), &views).ok());
   CHECK(Pieces(views.begin(), views.end()) == Pieces{"x", "a.(b\\中 \n", "x"});
 }
 
@@ -118,9 +119,28 @@ TEST_CASE("long runs take neither endless time nor endless stack") {
   CHECK(split("\\s+$", spaces + "1") == Pieces{spaces + "1"});
   CHECK(split("\\s+$", "x" + spaces + "\n1") == Pieces{"x", spaces, "\n1"});
   CHECK(split("[\\p{L}&&[^\\p{Han}]]+", letters) == Pieces{letters});
-  const lite::Result<Regex> exponential = Regex::compile("(?:a+)+b");
-  REQUIRE(exponential.ok());
-  std::vector<std::string_view> pieces;
-  CHECK(exponential->split(std::string(100, 'a') + "cb", &pieces).code() ==
-        Code::Unsupported);  // and not a hang
+}
+
+TEST_CASE("a pattern that would never end is an error, and soon") {
+  const std::string many = std::string(5000, 'a') + "cb";
+  const struct {
+    std::string pattern, text;
+    bool ends;
+  } cases[] = {
+      {"(?:a+)+b", many.substr(4900), false},  // exponential in one place
+      {"a*a*a*a*b", many, false},              // a fourth power
+      {"(?:a?){50}b", many, false},            // every place looks far ahead
+      {"a(?=a*c)|a(?=a*x)", many, true},       // and here at all the rest: squared, but soon done
+  };
+  for (const auto& c : cases) {
+    CAPTURE(c.pattern);
+    const lite::Result<Regex> regex = Regex::compile(c.pattern);
+    REQUIRE(regex.ok());
+    std::vector<std::string_view> pieces;
+    const std::clock_t begin = std::clock();
+    const lite::Status status = regex->split(c.text, MatchTime(c.text.size()), &pieces);
+    CHECK(double(std::clock() - begin) / CLOCKS_PER_SEC < 60);
+    CHECK(status.ok() == c.ends);
+    if (!status.ok()) CHECK(status.code() == Code::Unsupported);
+  }
 }

@@ -227,7 +227,7 @@ class RandomText {
 
 Pieces pieces_of(const PreTokenizer& pre_tokenizer, std::string_view text) {
   Pieces out;
-  const auto pieces = pre_tokenizer.pieces(text);
+  const auto pieces = pre_tokenizer.pieces(text, MatchTime(text.size()));
   REQUIRE(pieces.ok());
   for (const std::string_view piece : *pieces) out.emplace_back(piece);
   return out;

@@ -1,0 +1,53 @@
+"""Packed files read by a second reader, which knows docs/format.md and nothing of our code: the same names, types, shapes and
+bytes as in the checkpoint they were made from."""
+from support import *
+
+sys.path.insert(0, str(ROOT / "tests"))
+from pack_reader import BYTES, Pack
+
+
+class Reader(Case):
+    def test_every_golden_case(self):
+        cases = sorted(path.parent for path in CASES.glob("*/config.json") if list(path.parent.glob("model*.safetensors")))
+        self.assertGreater(len(cases), 15)
+        for folder in [*cases, DEMO]:
+            with self.subTest(folder.name):
+                self.compare(Checkpoint(folder).tensors, folder, Pack(packed(folder)))
+
+    def compare(self, source, folder, pack):
+        for name, t in pack.tensors.items():
+            dtype, shape, data = source.pop(name)
+            self.assertEqual((t.dtype, t.shape), (dtype, tuple(shape)), name)
+            self.assertTrue(t.data == data, name)
+            if t.scale_dtype:
+                dtype, shape, data = source.pop(name + "_scale_inv")
+                grid = tuple(-(-n // block) for n, block in zip(t.shape, t.blocks))
+                self.assertEqual((t.scale_dtype, grid), (dtype, tuple(shape)), name)
+                self.assertTrue(t.scales == data, name)
+            if t.alias_of:
+                self.assertTrue(pack.tensors[t.alias_of].data == t.data, name)
+        self.assertEqual(list(source), [])  # nothing is left out
+        self.assertEqual(pack.damaged(), [])
+        self.assertEqual(pack.json["config"]["model_type"], json.loads((folder / "config.json").read_text())["model_type"])
+        provenance = json.loads(pack.sections.pop("provenance.json"))
+        self.assertTrue(provenance)
+        for name, content in pack.sections.items():
+            self.assertTrue(content == (folder / name).read_bytes(), name)
+        self.assertIn("config.json", pack.sections)
+
+    def test_numbers(self):
+        """An element times the scale of its block is what the converter itself computes from both."""
+        t = next(t for t in Pack(packed(CASES / "ds3-fp8")).tensors.values() if t.scale_dtype)
+        name, folder = t.name, TEMP / "as-f32.dsv3"
+        self.ok(program("dsv3-convert", "-q", "--dtype", "f32", CASES / "ds3-fp8", folder))
+        expected = np.frombuffer(Pack(folder).tensors[name].data, "<f4").reshape(t.shape)
+        codes = np.frombuffer(t.data, np.uint8).reshape(t.shape).astype(np.int64)
+        exponent, mantissa = codes >> 3 & 15, codes & 7
+        value = np.where(exponent == 0, mantissa * 2.0 ** -9, (8 + mantissa) * 2.0 ** (exponent - 10.0)) * np.where(codes & 128, -1, 1)
+        scales = np.frombuffer(t.scales, {"F32": "<f4", "F16": "<f2"}[t.scale_dtype]).reshape([-(-n // b) for n, b in zip(t.shape, t.blocks)])
+        rows, columns = (np.arange(n) // block for n, block in zip(t.shape, t.blocks))
+        self.assertTrue(np.array_equal(expected, (value * scales[np.ix_(rows, columns)]).astype("<f4")))
+
+
+if __name__ == "__main__":
+    main()
