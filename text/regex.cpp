@@ -145,7 +145,7 @@ lite::Status pcre2_error(const char* what, int code) {
   return unsupported(what, ": ", reinterpret_cast<const char*>(text));
 }
 
-double seconds(clockid_t clock) {
+double now(clockid_t clock) {
   timespec t = {};
   clock_gettime(clock, &t);
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
@@ -153,14 +153,15 @@ double seconds(clockid_t clock) {
 
 }  // namespace
 
-MatchTime::MatchTime(size_t text_bytes)
-    : allowed_(1 + 1e-5 * double(text_bytes)),
-      wall_end_(seconds(CLOCK_MONOTONIC) + allowed_),
-      processor_end_(seconds(CLOCK_THREAD_CPUTIME_ID) + allowed_) {}
+MatchTime::MatchTime(size_t text_bytes, double seconds) {
+  const double allowed = seconds + 1e-5 * double(text_bytes);
+  wall_end_ = now(CLOCK_MONOTONIC) + allowed;
+  processor_end_ = now(CLOCK_THREAD_CPUTIME_ID) + allowed;
+}
 
 // The processor's time decides: a process may be stopped, or wait for others. The other clock costs far less to ask.
 bool MatchTime::is_over() const {
-  return seconds(CLOCK_MONOTONIC) > wall_end_ && seconds(CLOCK_THREAD_CPUTIME_ID) > processor_end_;
+  return now(CLOCK_MONOTONIC) > wall_end_ && now(CLOCK_THREAD_CPUTIME_ID) > processor_end_;
 }
 
 lite::Result<std::string> pcre2_pattern(std::string_view pattern) {

@@ -138,7 +138,7 @@ TEST_CASE("a pattern that would never end is an error, and soon") {
     REQUIRE(regex.ok());
     std::vector<std::string_view> pieces;
     const std::clock_t begin = std::clock();
-    const lite::Status status = regex->split(c.text, MatchTime(c.text.size()), &pieces);
+    const lite::Status status = regex->split(c.text, MatchTime(c.text.size(), 0.2), &pieces);
     CHECK(double(std::clock() - begin) / CLOCKS_PER_SEC < 60);
     CHECK(status.ok() == c.ends);
     if (!status.ok()) CHECK(status.code() == Code::Unsupported);
