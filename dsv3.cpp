@@ -457,7 +457,7 @@ dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids,
     if (!n_bytes) return null_argument("dsv3_detokenize", "n_bytes");
     if (flags & ~uint32_t(DSV3_SKIP_SPECIAL))
       return lite::invalid_argument("dsv3_detokenize: unknown flags ", flags);
-    LITE_ASSIGN(const std::string out, tokenizer->tokenizer.decode({ids, n_ids}, flags & DSV3_SKIP_SPECIAL));
+    LITE_ASSIGN(const std::string out, tokenizer->tokenizer.decode({ids, n_ids}, {.skip_special = (flags & DSV3_SKIP_SPECIAL) != 0}));
     copy_out(out.data(), out.size(), text, capacity, n_bytes);
     return {};
   });
