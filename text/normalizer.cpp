@@ -77,16 +77,15 @@ MarkedText to_nfc(const MarkedText& from) {
   };
   for (size_t at = 0; at < text.size();) {
     const Decoded d = utf8_decode(text.substr(at));
-    if (d.length == 0 || starts_anew(d.code_point)) {
+    const size_t length = std::max<size_t>(d.length, 1);
+    const bool apart = d.length == 0 || unknown_to_reference(d.code_point);  // also what is not UTF-8
+    if (apart || starts_anew(d.code_point)) {
       end_stretch(at);
-      begin = at;
+      begin = apart ? at + length : at;
       n = 0;
     }
-    at += std::max<size_t>(d.length, 1);
-    if (d.length == 0)
-      begin = at;  // a byte that is not UTF-8
-    else
-      ++n;
+    if (!apart) ++n;
+    at += length;
   }
   end_stretch(text.size());
   return out.finish();

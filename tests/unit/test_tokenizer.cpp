@@ -528,6 +528,8 @@ TEST_CASE("Unicode's composed form, in text and in tokens' neighbourhood") {
   CHECK(normal("\u0915\u093C") == "\u0915\u093C");  // composition exclusions
   CHECK(normal("e\xFF\u0301") == "e\xFF\u0301");    // a byte that is not UTF-8 parts them
   CHECK(normal("\xFF\u212B") == "\xFFÅ");
+  CHECK(normal("a\u08D3\u0323\u0301") == "a\u08D3\u0323\u0301");  // Unicode 11: the reference knows it not
+  CHECK(normal("a\u08D3\u0301\u0323") == "a\u08D3\u0323\u0301");
   CHECK(normal("ab 中文 ＜｜\U0001F600") == "ab 中文 ＜｜\U0001F600");
   Ids ids;
   REQUIRE(t.encode_spans("<s>e\u0301<s>", TextSpans{{0, 3}}, &ids).ok());
