@@ -82,6 +82,10 @@ const char* dsv3_status_name(dsv3_status status) {
   return "unknown status";
 }
 
+int32_t dsv3_abi_version(void) {
+  return DSV3_ABI_VERSION;
+}
+
 const char* dsv3_version(void) {
   static const std::string text =
       std::string("dsv3 " DSV3_VERSION_TEXT "\ngit: " DSV3_GIT_ID "\nbackends: ref\nprocessor: ") +

@@ -46,6 +46,7 @@ struct dsv3_session {
   std::unique_ptr<dsv3::Session> session;
   std::vector<float> masked;  // [vocab_size], for dsv3_sample
   dsv3::SampleScratch scratch;
+  dsv3_session_stats stats;  // the counters; what the sequences hold is looked up
 };
 
 namespace dsv3::api {

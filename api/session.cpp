@@ -1,4 +1,5 @@
 // The C API of sessions: evaluation, its results, and the choice of a token.
+#include <chrono>
 #include <cmath>
 
 #include "api/handles.h"
@@ -149,7 +150,29 @@ dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
     if (b.n < 1) return lite::invalid_argument("dsv3_eval: batch.n is ", b.n, ", expected at least 1");
     if (b.phase < DSV3_PHASE_AUTO || b.phase > DSV3_PHASE_DECODE)
       return lite::invalid_argument("dsv3_eval: batch.phase is ", int(b.phase), ", expected 0..2");
-    return session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits});
+    const auto start = std::chrono::steady_clock::now();
+    LITE_TRY(session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits}));
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const bool decode =
+        b.phase == DSV3_PHASE_AUTO ? session->session->longest_run() == 1 : b.phase == DSV3_PHASE_DECODE;
+    dsv3_session_stats& stats = session->stats;
+    (decode ? stats.decode_tokens : stats.prompt_tokens) += b.n;
+    (decode ? stats.decode_seconds : stats.prompt_seconds) += seconds;
+    stats.decode_evals += decode;
+    return {};
+  });
+}
+
+dsv3_status dsv3_session_get_stats(const dsv3_session* session, dsv3_session_stats* stats) {
+  return call([&]() -> Status {
+    if (!session) return null_argument("dsv3_session_get_stats", "session");
+    if (!stats) return null_argument("dsv3_session_get_stats", "stats");
+    dsv3_session_stats out = session->stats;
+    out.decode_bytes = out.decode_evals * session->owner->model->bytes_per_token();
+    for (int32_t seq = 0; seq < session->session->options().max_seqs; ++seq)
+      out.cached_tokens += session->session->sequences().length(seq);
+    out.cache_bytes = session->session->cache_bytes_in_use();
+    return write_struct("dsv3_session_stats", out, stats);
   });
 }
 
@@ -183,29 +206,6 @@ dsv3_status dsv3_kept(const dsv3_session* session, const char* name, int32_t i, 
     *n = int32_t(row.elements());
     return {};
   });
-}
-
-int32_t dsv3_seq_length(const dsv3_session* session, int32_t seq) {
-  if (!session || seq < 0 || seq >= session->session->options().max_seqs) return -1;
-  return int32_t(session->session->sequences().length(seq));
-}
-
-dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length) {
-  return call([&]() -> Status {
-    if (!session) return null_argument("dsv3_seq_truncate", "session");
-    const int32_t now = dsv3_seq_length(session, seq);
-    if (now < 0)
-      return lite::invalid_argument("dsv3_seq_truncate: got sequence ", seq, ", expected 0..",
-                                    session->session->options().max_seqs - 1);
-    if (length < 0 || length > now)
-      return lite::invalid_argument("dsv3_seq_truncate: got length ", length, ", expected 0..", now);
-    session->session->sequences().resize(seq, length);
-    return {};
-  });
-}
-
-dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq) {
-  return dsv3_seq_truncate(session, seq, 0);
 }
 
 void dsv3_cancel(dsv3_session* session) {

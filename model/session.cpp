@@ -48,6 +48,7 @@ Result<MemoryUse> Session::memory(Model& model, const SessionOptions& options) {
   LITE_TRY(session.plan());
   MemoryUse use{model.file().file_bytes(), 0, 0};
   for (const lite::Stream& s : session.streams_) use.cache += stream_bytes(s, session.sequences_.pool_rows());
+  use.cache += int64_t(options.max_seqs) * options.context * int64_t(sizeof(int32_t));  // their ids
   for (const Program* p : {&session.main_, &session.mtp_})
     for (const int64_t bytes : p->plan.arena_bytes) use.activations += bytes;
   use.activations += (options.mtp ? 2 : 1) * int64_t(options.max_logits) * model.config().output_size() *
@@ -75,6 +76,7 @@ Status Session::allocate() {
   logits_.resize(values);
   if (options_.mtp) mtp_logits_.resize(values);
   wanted_.reserve(size_t(options_.max_logits));
+  tokens_.resize(size_t(options_.max_seqs) * size_t(options_.context));
   length_before_.resize(size_t(options_.max_seqs));
   seq_count_.resize(size_t(options_.max_seqs));
   last_token_.resize(size_t(options_.max_seqs));
@@ -115,6 +117,7 @@ Status Session::check(const Batch& batch) {
     ++seq_count_[seq];
     last_token_[seq] = i;
   }
+  longest_run_ = *std::max_element(seq_count_.begin(), seq_count_.end());
   for (int32_t seq = 0; seq < options_.max_seqs; ++seq) {
     const int64_t total = sequences_.length(seq) + seq_count_[seq];
     if (total > options_.context)
@@ -190,6 +193,7 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     const int32_t count = seq_count_[seq];
     seq_count_[seq] = row;  // from here on: the next row of the sequence
     if (count == 0) continue;
+    LITE_TRY(own_last_block(seq));
     sequences_.resize(seq, sequences_.length(seq) + count);
     add_sequence(main_, &n_seqs, seq, row, count, sequences_.length(seq));
     row += count;
@@ -203,6 +207,9 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
   for (int32_t k = 0; k < n_seqs; ++k) {
     const int32_t* entry = main_.input(s.in.seqs, k);
     const int32_t* blocks = main_.input(s.in.blocks, k);
+    const int32_t seq = batch.seq ? batch.seq[first + token_of_row_[entry[0]]] : 0;
+    std::copy_n(main_.input(s.in.ids) + entry[0], entry[1],
+                tokens_.begin() + int64_t(seq) * options_.context + entry[2] - entry[1]);
     for (int32_t j = 0; j < entry[1]; ++j) {
       const int64_t position = entry[2] - entry[1] + j;
       main_.input(s.in.positions)[entry[0] + j] = int32_t(position);
