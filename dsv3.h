@@ -158,9 +158,11 @@ DSV3_API void dsv3_tokenizer_free(dsv3_tokenizer* tokenizer);
 DSV3_API dsv3_status dsv3_model_tokenizer(dsv3_model* model, const dsv3_tokenizer** tokenizer);
 
 enum {
-  DSV3_PARSE_ADDED = 1, /* recognise added tokens in the text ("<|User|>"); without it they are plain text */
-  DSV3_BOS = 2,         /* put the beginning-of-sentence token in front */
-  DSV3_BOS_AUTO = 4     /* the same, iff the checkpoint's tokenizer does so by itself */
+  DSV3_PARSE_ADDED =
+      1,        /* recognise added tokens in the text ("<|User|>"); without it they are plain text, but for a
+                           vocabulary's own token for the unknown (Mixtral's "<unk>"), as in the reference */
+  DSV3_BOS = 2, /* put the beginning-of-sentence token in front */
+  DSV3_BOS_AUTO = 4 /* the same, iff the checkpoint's tokenizer does so by itself */
 };
 
 /* n_bytes of text to ids. Writes at most `capacity` ids; *n_ids is the full count even when it is larger (then call

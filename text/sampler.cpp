@@ -83,16 +83,17 @@ Status adjust(const float* logits, int32_t n, const Sampling& sampling, SampleSc
   std::span<const int32_t> history = sampling.history;
   const size_t window = size_t(sampling.penalty_window);
   if (window > 0 && window < history.size()) history = history.last(window);
-  std::vector<int32_t>& recent = scratch->recent;
-  recent.assign(history.begin(), history.end());
-  std::sort(recent.begin(), recent.end());
-  for (auto i = recent.begin(); i != recent.end();) {
-    LITE_TRY(check_id("history", *i, n));
-    const auto end = std::upper_bound(i, recent.end(), *i);
-    double& l = logit[size_t(*i)];
+  std::vector<int32_t>& count = scratch->count;
+  count.assign(size_t(n), 0);
+  for (const int32_t id : history) {
+    LITE_TRY(check_id("history", id, n));
+    ++count[size_t(id)];
+  }
+  for (size_t id = 0; id < count.size(); ++id) {
+    if (count[id] == 0) continue;
+    double& l = logit[id];
     l = l > 0 ? l / sampling.repetition_penalty : l * sampling.repetition_penalty;
-    l -= sampling.presence_penalty + sampling.frequency_penalty * double(end - i);
-    i = end;
+    l -= sampling.presence_penalty + sampling.frequency_penalty * count[id];
   }
   return {};
 }

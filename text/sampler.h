@@ -42,14 +42,14 @@ struct Sampling {
 // Memory that sample() keeps between calls; what is in it means nothing.
 struct SampleScratch {
   std::vector<double> logit, probability;
-  std::vector<int32_t> order, recent;
+  std::vector<int32_t> order, count;
 };
 
 // Picks one of `n` logits. The random number is a function of (seed, position) alone, so the same seed gives
 // the same text however it is evaluated. Equal logits rank by lower id. A logit of minus infinity, which is how
 // a caller masks an id, is never picked. Corrupt for a logit that is NaN or plus infinity, and when all are
 // masked; InvalidArgument for ids of bias and history that are not in 0..n-1. All is computed in double.
-// Allocates nothing once `scratch` has held n logits and such a history.
+// Allocates nothing once `scratch` has held n.
 lite::Result<int32_t> sample(const float* logits, int32_t n, const Sampling& sampling, uint64_t seed,
                              int64_t position, SampleScratch* scratch);
 

@@ -62,8 +62,9 @@ class Tokenizer {
   // UTF-8 can have.
   Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>* ids) const;
   // The same for a text of which only some spans are trusted: an added token is recognised where a span holds
-  // all of it, and nowhere else, so that no user can write "<|User|>". Spans ascend and do not overlap
-  // (InvalidArgument); touching ones are one. Text is merged across their borders like any other.
+  // all of it, and nowhere else, so that no user can write "<|User|>". (The model's token for what it does not
+  // know, which controls nothing, is recognised in any text, as the reference does it.) Spans ascend and do not
+  // overlap (InvalidArgument); touching ones are one. Text is merged across their borders like any other.
   Status encode_spans(std::string_view text, std::span<const TextSpan> trusted,
                       std::vector<int32_t>* ids) const;
   // The tokens' bytes one after the other. An id below size() that names no token gives nothing, one outside

@@ -30,49 +30,35 @@ void SamplingOptions::add_to(CLI::App* command) {
     command->add_option(name, value, text)->check(number(smallest, largest))->type_name(type);
   };
   add("--temp", temperature,
-      "temperature, 0: always the likeliest token; this and what\n"
-      "else says so defaults to the checkpoint's\n"
-      "generation_config.json, or else to what changes nothing",
+      "temperature, 0: always the likeliest token; this and the next five\n"
+      "default to the checkpoint's generation_config.json, or else to what\n"
+      "changes nothing",
       0, 1e6, "X");
-  add("--top-k", top_k, "choose among the k likeliest tokens; 0: all (default: the checkpoint's)", 0,
-      INT32_MAX, "N");
-  add("--top-p", top_p,
-      "choose among the likeliest tokens that reach this probability; 0 or 1: all (default: the "
-      "checkpoint's)",
-      0, 1, "X");
-  add("--min-p", min_p,
-      "leave out tokens less likely than this share of the likeliest one's; 0: none (default: the "
-      "checkpoint's)",
-      0, 1, "X");
+  add("--top-k", top_k, "choose among the k likeliest tokens; 0: all", 0, INT32_MAX, "N");
+  add("--top-p", top_p, "choose among the likeliest tokens that reach this probability; 0 or 1: all", 0, 1,
+      "X");
+  add("--min-p", min_p, "leave out tokens less likely than this share of the likeliest one's; 0: none", 0, 1,
+      "X");
   add("--typical-p", typical_p,
-      "choose among the tokens as surprising as the mean that reach this probability; 0 or 1: all (default: "
-      "the "
-      "checkpoint's)",
-      0, 1, "X");
+      "choose among the tokens nearest to the mean surprise that reach this\nprobability; 0 or 1: all", 0, 1,
+      "X");
   add("--repetition-penalty", repetition_penalty,
-      "divide positive logits of tokens of the text so far, multiply negative ones; 0 or 1: none (default: "
-      "the "
-      "checkpoint's)",
-      0, kLargest, "X");
-  add("--presence-penalty", presence_penalty, "subtract from the logit of every token of the text so far",
+      "divide logits above 0 of tokens that the text has, multiply those\nbelow; 0 or 1: none", 0, kLargest,
+      "X");
+  add("--presence-penalty", presence_penalty, "subtract from the logits of tokens that the text has",
       -kLargest, kLargest, "X");
-  add("--frequency-penalty", frequency_penalty, "the same for every time that the token is there", -kLargest,
+  add("--frequency-penalty", frequency_penalty, "subtract for every time that it has them", -kLargest,
       kLargest, "X");
   add("--penalty-window", penalty_window,
-      "the penalties look at so many last tokens of prompt and answer; 0: all (default)", 0, INT32_MAX, "N");
-  command
-      ->add_option_function<std::vector<std::string>>(
-          "--logit-bias",
-          [this](const std::vector<std::string>& given) {
-            for (const std::string& text : given) {
-              dsv3_logit_bias bias;
-              if (const std::string wrong = read_bias(text, &bias); !wrong.empty())
-                throw CLI::ValidationError("--logit-bias", wrong);
-              logit_bias.push_back(bias);
-            }
-          },
-          "add V to the logit of token ID; may be repeated")
-      ->type_name("ID=V");
+      "look for them in so many last tokens of prompt and answer (default: all)", 0, INT32_MAX, "N");
+  command->add_option("--logit-bias", "add V to the logit of token ID; may be repeated")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->type_name("ID=V")
+      ->check([](const std::string& given) {
+        dsv3_logit_bias ignored;
+        return read_bias(given, &ignored);
+      })
+      ->each([this](const std::string& given) { read_bias(given, &logit_bias.emplace_back()); });
   // Not an option of strings: CLI11 would read a stop text "[a,b]" as a list.
   command->add_option("--stop", "end the answer before this text; may be repeated")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)

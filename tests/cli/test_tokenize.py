@@ -117,7 +117,7 @@ class InAModel(Case):
             self.assertEqual(first[:1] == [1], family == "mixtral")
             for _ in range(6):
                 out = TEMP / "next.safetensors"
-                self.ok(dsv3("dump", model, "--ids", ",".join(map(str, ids)), "--out", out, "--force", "-q"))
+                self.ok(dsv3("dump", model, "--ids", ",".join(map(str, ids)), "--out", out))
                 ids = [*ids, int(load_safetensors(out)["logits"][-1].argmax())]
             decode = lambda ids: self.ok(dsv3("tokenize", model, "--decode", stdin=json.dumps(ids).encode())).decode(errors="replace")
             written = self.ok(dsv3("run", model, "-q", "-p", prompt, "-n", 6, "--temp", 0, "--ignore-eos"))

@@ -346,9 +346,9 @@ TEST_CASE("sampling keeps its memory") {
   REQUIRE(sample(logits.data(), 1000, sampling, 1, 0, &scratch).ok());
   const int32_t* order = scratch.order.data();
   const double* probability = scratch.probability.data();
-  const int32_t* recent = scratch.recent.data();
+  const int32_t* count = scratch.count.data();
   for (int32_t n : {1000, 10, 1000}) REQUIRE(sample(logits.data(), n, sampling, 1, 1, &scratch).ok());
   CHECK(scratch.order.data() == order);
   CHECK(scratch.probability.data() == probability);
-  CHECK(scratch.recent.data() == recent);
+  CHECK(scratch.count.data() == count);
 }

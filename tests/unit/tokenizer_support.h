@@ -165,20 +165,20 @@ inline Json small_characters_json() {
         {"type", "Replace"}, {"pattern", Json::Object{{"String", pattern}}}, {"content", content}});
   };
   return Json::Object{
-      {"added_tokens",
-       Json::Array{added(0, "<unk>", true), added(1, "<s>", true), added(2, "</s>", true)}},
+      {"added_tokens", Json::Array{added(0, "<unk>", true), added(1, "<s>", true), added(2, "</s>", true)}},
       {"normalizer",
        Json::Object{{"type", "Sequence"},
-                    {"normalizers", Json::Array{Json::Object{{"type", "Prepend"}, {"prepend", "_"}},
-                                                replace(" ", "_")}}}},
+                    {"normalizers",
+                     Json::Array{Json::Object{{"type", "Prepend"}, {"prepend", "_"}}, replace(" ", "_")}}}},
       {"pre_tokenizer", Json()},
       {"post_processor", Json()},
       {"decoder",
-       Json::Object{{"type", "Sequence"},
-                    {"decoders",
-                     Json::Array{replace("_", " "), Json::Object{{"type", "ByteFallback"}},
-                                 Json::Object{{"type", "Fuse"}},
-                                 Json::Object{{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}}}}}},
+       Json::Object{
+           {"type", "Sequence"},
+           {"decoders",
+            Json::Array{replace("_", " "), Json::Object{{"type", "ByteFallback"}},
+                        Json::Object{{"type", "Fuse"}},
+                        Json::Object{{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}}}}}},
       {"model", Json::Object{{"type", "BPE"},
                              {"unk_token", "<unk>"},
                              {"fuse_unk", true},
@@ -192,7 +192,6 @@ inline Json* member(Json* object, std::string_view key) {
     if (k == key) return &v;
   return nullptr;
 }
-
 
 // Text of the kinds that tokenizers tell apart, from the golden rows and at random.
 class RandomText {
