@@ -2,8 +2,8 @@
  *
  *     embed MODEL PROMPT [N_TOKENS [SEED]]
  *
- * Without a seed always the likeliest token; with one, random choices that depend on nothing else. Everything that can fail returns a
- * status; dsv3_last_error() says in words what went wrong. */
+ * Without a seed always the likeliest token; with one, random choices that depend on nothing else.
+ * Everything that can fail returns a status; dsv3_last_error() says in words what went wrong. */
 #include "dsv3.h"
 
 #include <stdio.h>
