@@ -39,7 +39,7 @@ tsan: release
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
 	$(call CMAKE_BUILD,build/tsan) --target dsv3-threads
 	build/bin/dsv3-convert -q --force examples/demo-model build/tsan/demo.dsv3
-	OMP_TOOL_LIBRARIES=$$(clang --print-file-name=libarcher.so) OMP_WAIT_POLICY=passive \
+	OMP_TOOL_LIBRARIES=libarcher.so OMP_WAIT_POLICY=passive \
 	  TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1" build/tsan/bin/dsv3-threads build/tsan/demo.dsv3
 
 demo: setup
