@@ -147,6 +147,7 @@ DSV3_API dsv3_status dsv3_model_describe(dsv3_model* model, const char** json);
 
 /* ---- text ------------------------------------------------------------------------------------------------ */
 
+/* Any thread may call these functions, also on the same tokenizer, which nothing changes. */
 typedef struct dsv3_tokenizer dsv3_tokenizer;
 
 /* From a packed file or a checkpoint folder; weights are not needed. NOT_FOUND when it has no tokenizer,
@@ -231,7 +232,7 @@ typedef struct dsv3_session_options {
 typedef struct dsv3_memory {
   uint32_t struct_size; /* set by the caller */
   int64_t weights;      /* mapped, shared by all sessions of the model */
-  int64_t cache;        /* cached rows of all sequences */
+  int64_t cache;        /* cached rows and ids of all sequences */
   int64_t activations;  /* the arena that all intermediate results share */
   int64_t total;        /* everything */
   int64_t machine;      /* memory this process may use: RAM or its cgroup's or its own limit */
@@ -299,8 +300,7 @@ typedef struct dsv3_session_stats {
   int64_t decode_tokens; /* evaluated in decode phase */
   int64_t decode_evals;  /* in so many calls */
   double decode_seconds;
-  int64_t
-      decode_bytes; /* of weights read in them: bytes_per_token a call; more if sequences differ in experts */
+  int64_t decode_bytes;  /* of weights read in them: at least bytes_per_token a call */
   int64_t cached_tokens; /* of all sequences now */
   int64_t cache_bytes;   /* of the cache in use now; what forked sequences share counts once */
 } dsv3_session_stats;
@@ -414,7 +414,8 @@ DSV3_API dsv3_status dsv3_stop_finish(dsv3_stop* stop, const char** shown, size_
 
 /* Which of n ids a sequence classification model is read at: the rightmost that is not pad_token_id (the first, if all
  * are); the last, if the model has no pad_token_id. Ask for that token's logits. Padded rows thus give what they give
- * without padding; a batch of rows of several lengths needs a pad_token_id, or rows of their own length. -1: n < 1. */
+ * without padding; a batch of rows of several lengths needs a pad_token_id, or rows of their own length. -1: n < 1.
+ * Any thread. */
 DSV3_API int32_t dsv3_classified_position(const dsv3_model* model, const int32_t* ids, int32_t n);
 
 /* One evaluation of a DSV3_TASK_LAYER model. */
@@ -437,7 +438,7 @@ DSV3_API dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_b
 
 /* The load-balancing loss of router logits, as transformers computes it: n_experts * sum over experts of (share of rows
  * that choose it) * (mean of its softmax), over all rows of all layers; n_experts_per_token when perfectly balanced.
- * logits: n_layers pointers to [n_rows, n_experts]; mask [n_rows]: rows with 0 do not count; null: all do. */
+ * logits: n_layers pointers to [n_rows, n_experts]; mask [n_rows]: rows with 0 do not count; null: all do. Any thread. */
 DSV3_API dsv3_status dsv3_load_balancing_loss(const float* const* logits, int32_t n_layers, int32_t n_rows,
                                               int32_t n_experts, int32_t n_experts_per_token,
                                               const uint8_t* mask, double* loss);

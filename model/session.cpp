@@ -215,7 +215,7 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     row_of_token_[i] = r;
     token_of_row_[r] = i;
     main_.input(s.in.ids)[r] = batch.token[first + i];
-    tokens_[size_t(seq) * size_t(options_.context) + size_t(main_.input(s.in.positions)[r])] =
+    tokens_[size_t(int64_t(seq) * options_.context + main_.input(s.in.positions)[r])] =
         batch.token[first + i];
   }
   int32_t n_out = 0;

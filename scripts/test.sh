@@ -18,3 +18,4 @@ part "build clang" make --no-print-directory clang
 part "test release" ctest --test-dir build/release --output-on-failure -j "$(nproc)"
 part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(nproc)"
 part "test clang" ctest --test-dir build/clang --output-on-failure -j "$(nproc)"
+part "thread sanitizer" make --no-print-directory tsan
