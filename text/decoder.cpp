@@ -82,6 +82,7 @@ Status Decoder::add(const Json& json) {
     if (replaces_.size() == kMaxReplaces) return lite::unsupported("more than ", kMaxReplaces, " Replaces");
     LITE_ASSIGN(std::string pattern, string_pattern(json));
     LITE_ASSIGN(std::string content, short_field(json, "content"));
+    LITE_TRY(check_growth(pattern, content, &growth_));
     replaces_.emplace_back(std::move(pattern), std::move(content));
     return {};
   }

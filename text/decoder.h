@@ -31,6 +31,7 @@ class Decoder {
   bool byte_level_ = false, byte_fallback_ = false, fused_ = false;
   std::string metaspace_;  // the first token loses all of these; empty: not
   std::vector<std::pair<std::string, std::string>> replaces_;
+  double growth_ = 1;   // of a token, at most
   std::string strip_;   // a character
   size_t n_strip_ = 0;  // most of them that the text loses at its beginning
 };

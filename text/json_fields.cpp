@@ -63,6 +63,14 @@ Result<std::string> string_pattern(const Json& component) {
   return text;
 }
 
+Status check_growth(std::string_view pattern, std::string_view content, double* growth) {
+  constexpr double kMost = 64;
+  *growth *= std::max(1.0, double(content.size()) / double(pattern.size()));
+  if (*growth > kMost)
+    return lite::unsupported("Replaces that can make a text more than ", kMost, " times as long");
+  return {};
+}
+
 std::string quoted(std::string_view text) {
   constexpr size_t kMost = 60;
   return Json(std::string(text.substr(0, kMost))).dump() + (text.size() > kMost ? "..." : "");

@@ -27,6 +27,10 @@ lite::Result<std::string> short_field(const lite::Json& object, std::string_view
 // "pattern" of a Replace: {"String": ...}, not empty.
 lite::Result<std::string> string_pattern(const lite::Json& component);
 
+// Multiplies *growth, how much longer Replaces one after the other can make a text, by that of one more:
+// Unsupported beyond some factor.
+lite::Status check_growth(std::string_view pattern, std::string_view content, double* growth);
+
 // For messages: in quotes, escaped, and not endless.
 std::string quoted(std::string_view text);
 

@@ -122,6 +122,7 @@ Status Normalizer::add(const Json& json, int depth) {
     step.kind = Kind::Replace;
     LITE_ASSIGN(step.pattern, string_pattern(json));
     LITE_ASSIGN(step.content, short_field(json, "content"));
+    LITE_TRY(check_growth(step.pattern, step.content, &growth_));
   } else {
     return lite::unsupported(type, " is not supported; supported are Sequence, NFC, Prepend, Replace");
   }

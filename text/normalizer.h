@@ -36,6 +36,7 @@ class Normalizer {
   lite::Status add(const lite::Json& json, int depth);
 
   std::vector<Step> steps_;
+  double growth_ = 1;  // of a text, at most
 };
 
 // Every `pattern` in `text` becomes `content`, leftmost first.

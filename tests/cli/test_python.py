@@ -91,6 +91,16 @@ class Module(unittest.TestCase):
         self.assertEqual(self.model.sampling["temperature"], 0.7)
         self.assertTrue(binding.version().startswith("dsv3 "))
 
+    def test_sampling_options(self):
+        with self.model.session() as session:
+            ids = self.model.tokenize("It was")
+            session.eval(ids)
+            last = len(ids) - 1
+            self.assertEqual(session.sample(last, temperature=0, logit_bias={77: 1e6}), 77)
+            self.assertNotEqual(session.sample(last, temperature=0, logit_bias={ids[0]: 1e3}, presence_penalty=1e6), ids[0])
+            self.refused(binding.INVALID_ARGUMENT, "logit_bias", session.sample, last, logit_bias={-1: 1})
+            self.refused(binding.INVALID_ARGUMENT, "typical_p", session.sample, last, typical_p=2)
+
     def test_generate(self):
         for row in GREEDY[:2]:
             with self.model.session() as session:

@@ -26,6 +26,10 @@ TEST_CASE("tokenizer.json: parts that are not implemented are refused by name") 
   refused(with("normalizer", replace(R"({"String": ""})", "\"\"")), Code::Unsupported, "an empty string");
   refused(with("normalizer", replace("\"x\"", "\"\"")), Code::Corrupt, "pattern: String: got null");
   refused(with("normalizer", replace(R"({"String": "x"})", "5")), Code::Corrupt, "content: got an integer");
+  const std::string ninefold = replace(R"({"String": "x"})", "\"xxxxxxxxx\"");
+  CHECK(open_files(with("normalizer", ninefold)).ok());
+  refused(with("normalizer", R"({"type": "Sequence", "normalizers": [)" + ninefold + ", " + ninefold + "]}"),
+          Code::Unsupported, "more than 64 times as long");
   std::string nested = R"({"type": "NFC"})";
   for (int i = 0; i < 5; ++i) nested = R"({"type": "Sequence", "normalizers": [)" + nested + "]}";
   refused(with("normalizer", nested), Code::Unsupported, "deep");
@@ -233,6 +237,8 @@ TEST_CASE("tokenizer.json of characters: decoders and vocabularies that make no 
   std::string many = replace;
   for (int i = 0; i < 16; ++i) many += ", " + replace;
   refused(with_decoders(many), Code::Unsupported, "more than 16 Replaces");
+  const std::string ninefold = R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaa"})";
+  refused(with_decoders(ninefold + ", " + ninefold), Code::Unsupported, "more than 64 times as long");
   Json json = small_characters_json();
   json.set("decoder", must_parse(R"({"type": "ByteLevel"})"));
   refused(file(json), Code::Unsupported, "without the other");
