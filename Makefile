@@ -1,8 +1,9 @@
 # make demo    install what is missing, build, convert the demo checkpoint, write a story
 # make test    install what is missing, build three ways, run every test
 # make fuzz    throw changed files at every parser, SECONDS=60 each, or RUNS=N with a fixed seed
+# make install [PREFIX=/usr/local] [DESTDIR=]
 # make         build into build/bin
-.PHONY: all setup demo test release configure sanitize clang fuzz accuracy format clean
+.PHONY: all setup demo test release configure install sanitize clang fuzz tsan accuracy format clean
 
 JOBS ?= $(shell nproc)
 CMAKE_BUILD = cmake --build $(1) -j $(JOBS)
@@ -16,7 +17,12 @@ release: configure
 	$(call CMAKE_BUILD,build/release)
 
 configure:
-	@cmake -S . -B build/release -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin
+	@cmake -S . -B build/release -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin \
+	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/lib
+
+PREFIX ?= /usr/local
+install: release
+	DESTDIR=$(DESTDIR) cmake --install build/release --prefix $(PREFIX)
 
 # The same sources under the address and undefined-behaviour sanitizers.
 sanitize:
@@ -35,6 +41,15 @@ fuzz:
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
 	$(call CMAKE_BUILD,build/fuzz) --target fuzz
 	/usr/bin/python3 tests/fuzz/run.py build/fuzz/bin $(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS))
+
+# Sessions in several threads under the thread sanitizer, which libarcher tells of OpenMP's barriers.
+tsan: release
+	cmake -S . -B build/tsan -DDSV3_TSAN=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
+	$(call CMAKE_BUILD,build/tsan) --target dsv3-threads
+	build/bin/dsv3-convert -q --force examples/demo-model build/tsan/demo.dsv3
+	OMP_TOOL_LIBRARIES=libarcher.so OMP_WAIT_POLICY=passive \
+	  TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1" build/tsan/bin/dsv3-threads build/tsan/demo.dsv3
 
 demo: setup
 	@$(MAKE) --no-print-directory configure

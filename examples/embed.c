@@ -1,9 +1,9 @@
 /* Generates text with the C API:
  *
- *     embed MODEL PROMPT [N_TOKENS]
+ *     embed MODEL PROMPT [N_TOKENS [SEED]]
  *
- * Always the likeliest token, so the same prompt gives the same text. Everything that can fail returns a
- * status; dsv3_last_error() says in words what went wrong. */
+ * Without a seed always the likeliest token; with one, random choices that depend on nothing else.
+ * Everything that can fail returns a status; dsv3_last_error() says in words what went wrong. */
 #include "dsv3.h"
 
 #include <stdio.h>
@@ -17,12 +17,13 @@ static void check(dsv3_status status) {
 }
 
 int main(int argc, char** argv) {
-  if (argc < 3 || argc > 4) {
-    fprintf(stderr, "usage: embed MODEL PROMPT [N_TOKENS]\n");
+  if (argc < 3 || argc > 5) {
+    fprintf(stderr, "usage: embed MODEL PROMPT [N_TOKENS [SEED]]\n");
     return 2;
   }
   const char* prompt = argv[2];
-  const long n_tokens = argc == 4 ? strtol(argv[3], NULL, 10) : 64;
+  const long n_tokens = argc > 3 ? strtol(argv[3], NULL, 10) : 64;
+  const uint64_t seed = argc > 4 ? strtoull(argv[4], NULL, 10) : 0;
 
   dsv3_model* model;
   check(dsv3_model_open(argv[1], NULL, &model));
@@ -39,12 +40,12 @@ int main(int argc, char** argv) {
   if (!ids) return 1;
   check(dsv3_tokenize(tokenizer, prompt, n_bytes, DSV3_BOS_AUTO, ids, n_ids, &n_ids));
 
-  const dsv3_sampling greedy = {.struct_size = sizeof greedy, .temperature = 0};
+  const dsv3_sampling sampling = {.struct_size = sizeof sampling, .temperature = argc > 4 ? 1 : 0};
   dsv3_batch batch = {.struct_size = sizeof batch, .n = (int32_t)n_ids, .token = ids};
   int32_t id;
   for (long i = 0; i < n_tokens; ++i) {
     check(dsv3_eval(session, &batch)); /* first the whole prompt, then token by token */
-    check(dsv3_sample(session, batch.n - 1, &greedy, 0, &id));
+    check(dsv3_sample(session, batch.n - 1, &sampling, seed, &id));
     if (dsv3_is_end_token(model, id)) break;
 
     char text[256]; /* more than any token has; it may end within a character, which the next one completes */

@@ -20,3 +20,4 @@ part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(n
 part "test clang" ctest --test-dir build/clang --output-on-failure -j "$(nproc)"
 
 part "fuzz" make --no-print-directory fuzz RUNS=10000
+part "thread sanitizer" make --no-print-directory tsan

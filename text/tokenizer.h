@@ -1,8 +1,8 @@
 // Text to token ids and back, as the checkpoint's own tokenizer does it.
 //
-// Byte-level BPE read from tokenizer.json (its Split pre-tokenizers in sequence, its added tokens), or
-// tiktoken ranks (tiktoken.model with Kimi's pattern). Text is bytes; it need not be valid UTF-8 to be
-// encoded: bytes that are not are encoded one by one, and decode() gives the same bytes back.
+// BPE over bytes or characters read from tokenizer.json, or tiktoken ranks (tiktoken.model with Kimi's
+// pattern). Text is bytes; it need not be valid UTF-8 to be encoded: bytes that are not are encoded one by
+// one. decode() gives the same bytes back where the tokenizer has no normalizer that changes them.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ggml-lite/status.h"
+#include "text/span.h"
 
 namespace dsv3 {
 
@@ -24,6 +25,11 @@ struct EncodeOptions {
   bool parse_added =
       false;         // cut out the added tokens ("<|User|>") before anything else; else they are plain text
   bool bos = false;  // put the beginning-of-sentence token in front
+};
+
+struct DecodeOptions {
+  bool skip_special = false;  // leave special tokens out
+  bool continues = false;     // the ids go on from others: keep the space that a text's first token loses
 };
 
 class Tokenizer {
@@ -43,7 +49,7 @@ class Tokenizer {
   int32_t size() const;
   bool is_token(int32_t id) const;
   int32_t bos() const;    // -1: none
-  bool adds_bos() const;  // the checkpoint's own rule (add_bos_token) for plain text
+  bool adds_bos() const;  // the checkpoint's own rule (add_bos_token, post_processor) for plain text
   // Ids named as end of sentence by the tokenizer's files; generation_config may name more.
   const std::vector<int32_t>& eos() const;
   bool is_special(int32_t id) const;         // an added token that visible text leaves out
@@ -55,9 +61,15 @@ class Tokenizer {
   // text. Bytes for which the vocabulary has no token are InvalidArgument; a released vocabulary has all that
   // UTF-8 can have.
   Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>* ids) const;
-  // The tokens' bytes one after the other; with skip_special without special tokens. An id below size() that
-  // names no token gives nothing, one outside 0..size()-1 InvalidArgument.
-  Result<std::string> decode(std::span<const int32_t> ids, bool skip_special) const;
+  // The same for a text of which only some spans are trusted: an added token is recognised where a span holds
+  // all of it, and nowhere else, so that no user can write "<|User|>". (The model's token for what it does not
+  // know, which controls nothing, is recognised in any text, as the reference does it.) Spans ascend and do not
+  // overlap (InvalidArgument); touching ones are one. Text is merged across their borders like any other.
+  Status encode_spans(std::string_view text, std::span<const TextSpan> trusted,
+                      std::vector<int32_t>* ids) const;
+  // The tokens' bytes one after the other. An id below size() that names no token gives nothing, one outside
+  // 0..size()-1 InvalidArgument.
+  Result<std::string> decode(std::span<const int32_t> ids, const DecodeOptions& options) const;
 
  private:
   Tokenizer();

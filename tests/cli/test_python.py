@@ -1,0 +1,164 @@
+"""bindings/python/dsv3.py: the C API's structs to the byte, and what the module does against what the programs do."""
+import ctypes
+import re
+
+from support import *
+
+sys.path.append(str(ROOT / "bindings/python"))
+import dsv3 as binding
+
+LIBRARY = BIN.parent / "lib" / f"libdsv3.so.{binding.ABI_VERSION}"
+SANITIZED = b"__asan_init" in LIBRARY.read_bytes() or b"__tsan_init" in LIBRARY.read_bytes()
+GREEDY = EXPECTED["greedy"]
+
+
+def setUpModule():
+    if SANITIZED:
+        raise unittest.SkipTest("a sanitizer's library wants a sanitizer's program")
+    binding.load(LIBRARY)
+
+
+class Layout(unittest.TestCase):
+    def test_structs_and_constants_are_the_header_s(self):
+        lines, expected = [], []
+        for name, struct in binding.STRUCTS.items():
+            lines.append(f'printf("%zu\\n", sizeof({name}));')
+            expected.append(ctypes.sizeof(struct))
+            for field, _ in struct._fields_:
+                lines.append(f'printf("%zu\\n", offsetof({name}, {field}));')
+                expected.append(getattr(struct, field).offset)
+        for name in ("PARSE_ADDED BOS BOS_AUTO SKIP_SPECIAL CONTINUES KEEP_HIDDEN KEEP_ROUTING ATTENTION_EXPANDED GEMM_FP8_UE8M0 KV_BF16 PHASE_DECODE "
+                     "INVALID_ARGUMENT BUSY CANCELLED DEVICE INTERNAL ABI_VERSION").split():
+            lines.append(f'printf("%zu\\n", (size_t)DSV3_{name});')
+            expected.append(getattr(binding, name))
+        source = TEMP / "layout.c"
+        source.write_text('#include <stdio.h>\n#include "dsv3.h"\nint main(void) {\n' + "\n".join(lines) + "\nreturn 0; }\n")
+        subprocess.run(["cc", "-I", ROOT, source, "-o", TEMP / "layout"], check=True)
+        out = subprocess.run([TEMP / "layout"], capture_output=True, check=True).stdout
+        self.assertEqual(list(map(int, out.split())), expected)
+
+    def test_every_function_is_one_of_the_header_s(self):
+        header = set(re.findall(r"\b(dsv3_\w+)\(", (ROOT / "dsv3.h").read_text()))
+        self.assertEqual(set(binding._ARGUMENTS) - header, set())
+
+
+class Examples(Case):
+    def test_the_same_text_as_c(self):
+        row = GREEDY[0]
+        for arguments in ([row["prompt"], 24], [row["prompt"], 24, 1], [row["prompt"], 24, 2], [row["prompt"]]):
+            with self.subTest(arguments):
+                c = self.ok(program("embed", packed(DEMO), *arguments))
+                python = subprocess.run(["/usr/bin/python3", ROOT / "examples/generate.py", packed(DEMO), *map(str, arguments)],
+                                        capture_output=True, timeout=600, env={**os.environ, "LD_LIBRARY_PATH": str(LIBRARY.parent)})
+                self.assertEqual(self.ok(python), c)
+        seeds = {program("embed", packed(DEMO), row["prompt"], 24, seed).stdout for seed in (1, 2, 3)}
+        self.assertEqual(len(seeds), 3)
+
+    def test_failures(self):
+        result = subprocess.run(["/usr/bin/python3", ROOT / "examples/generate.py", TEMP / "absent.dsv3", "a"], capture_output=True,
+                                env={**os.environ, "LD_LIBRARY_PATH": str(LIBRARY.parent)})
+        self.fails(result, "absent.dsv3", name="generate.py")
+
+
+class Module(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.model = binding.Model(packed(DEMO))
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.model.close()
+
+    def refused(self, status, part, function, *args, **options):
+        with self.assertRaises(binding.Error) as caught:
+            function(*args, **options)
+        self.assertEqual(caught.exception.status, status)
+        self.assertIn(part, str(caught.exception))
+
+    def test_tokenizer(self):
+        for row in GREEDY:
+            ids = self.model.tokenize(row["prompt"])
+            self.assertEqual(ids, row["ids"])
+            self.assertEqual(self.model.detokenize(ids, binding.SKIP_SPECIAL).decode(), row["prompt"])
+        self.assertEqual(self.model.detokenize(row["new_ids"]).decode(), row["text"])
+        self.assertEqual(self.model.tokenize("", 0), [])
+        self.assertEqual(self.model.detokenize([]), b"")
+        self.refused(binding.INVALID_ARGUMENT, "", self.model.detokenize, [-1])
+
+    def test_info(self):
+        info = self.model.info
+        self.assertEqual((info["architecture"], info["vocab_size"]), ("deepseek_v3", json.loads(self.model.describe())["config"]["vocab_size"]))
+        self.assertEqual(self.model.sampling["temperature"], 0.7)
+        self.assertTrue(binding.version().startswith("dsv3 "))
+
+    def test_sampling_options(self):
+        with self.model.session() as session:
+            ids = self.model.tokenize("It was")
+            session.eval(ids)
+            last = len(ids) - 1
+            self.assertEqual(session.sample(last, temperature=0, logit_bias={77: 1e6}), 77)
+            self.assertNotEqual(session.sample(last, temperature=0, logit_bias={ids[0]: 1e3}, presence_penalty=1e6), ids[0])
+            self.refused(binding.INVALID_ARGUMENT, "logit_bias", session.sample, last, logit_bias={-1: 1})
+            self.refused(binding.INVALID_ARGUMENT, "typical_p", session.sample, last, typical_p=2)
+
+    def test_generate(self):
+        for row in GREEDY[:2]:
+            with self.model.session() as session:
+                self.assertEqual("".join(session.generate(row["prompt"], len(row["new_ids"]), temperature=0)), row["text"])
+                self.assertEqual(session.tokens(), self.model.tokenize(row["prompt"]) + row["new_ids"][:-1])
+                self.assertEqual(session.stats["decode_tokens"], len(row["new_ids"]) - 1)
+
+    def test_logits_fork_save_and_load(self):
+        ids = self.model.tokenize(GREEDY[0]["prompt"])
+        with self.model.session(max_seqs=2, context=64) as session, self.model.session(context=64) as other:
+            session.eval(ids)
+            row = session.logits(len(ids) - 1)
+            self.assertEqual((row.dtype, row.shape), (np.float32, (self.model.info["vocab_size"],)))
+            self.assertEqual(int(row.argmax()), GREEDY[0]["new_ids"][0])
+            self.refused(binding.INVALID_ARGUMENT, "token 0", session.logits, 0)
+            session.fork(0, 1)
+            session.eval([5, 5], seq=[0, 1])
+            np.testing.assert_array_equal(session.logits(0), session.logits(1))
+            session.truncate(len(ids), seq=1)
+            self.assertEqual(session.tokens(1), ids)
+            session.truncate(0, seq=1)
+            session.save(TEMP / "saved")
+            for saved in (session.save(), TEMP / "saved"):
+                other.load(saved)
+                session.truncate(len(ids) + 1), other.eval([7]), session.eval([7])
+                np.testing.assert_array_equal(session.logits(0), other.logits(0))
+            self.refused(binding.CORRUPT, "too short", other.load, b"")
+            self.refused(binding.CANCELLED, "progress", other.load, TEMP / "saved", progress=lambda done, total: True)
+            self.refused(binding.NOT_FOUND, "absent", other.load, TEMP / "absent")
+
+    def test_cancel_progress_and_kept(self):
+        seen = []
+        with self.model.session(max_batch_tokens=4, progress=lambda done, total: seen.append((done, total))) as session:
+            session.eval([1] * 9)
+            self.assertEqual(seen, [(4, 9), (8, 9), (9, 9)])
+            session.cancel()
+            self.refused(binding.CANCELLED, "cancelled", session.eval, [1])
+        with self.model.session(keep=binding.KEEP_HIDDEN | binding.KEEP_ROUTING) as session:
+            session.eval([1, 2])
+            self.assertEqual(session.kept("hidden.0", 1).shape, (self.model.info["hidden_size"],))
+            self.refused(binding.NOT_FOUND, "absent", session.kept, "absent", 0)
+
+    def test_open_and_close(self):
+        self.refused(binding.NOT_FOUND, "absent", binding.Model, TEMP / "absent")
+        self.refused(binding.CANCELLED, "", binding.Model, packed(DEMO), verify=True, progress=lambda done, total: True)
+        self.refused(binding.UNSUPPORTED, "nothing", binding.Model, packed(DEMO), backend="nothing")
+        model = binding.Model(packed(DEMO), verify=True, log=lambda level, text: None)
+        session = model.session()
+        self.refused(binding.BUSY, "1 of its sessions", model.close)
+        session.eval([1])
+        session.close()
+        self.assertRaises(ValueError, session.eval, [1])
+        model.close()
+        model.close()
+        self.assertRaises(ValueError, lambda: model.info)
+        self.assertRaises(TypeError, self.model.session, nonsense=1)
+        self.assertRaises(ValueError, self.model.session().eval, [1, 2], seq=[0])
+
+
+if __name__ == "__main__":
+    main()
