@@ -136,7 +136,8 @@ Result<Value> safe(Runtime& r, const Value& self, const Arguments& a) {
 
 Result<Value> indent(Runtime& r, const Value& self, const Arguments& a) {
   LITE_ASSIGN(const Bound b, Bound::bind(a, "indent", {"width", "first", "blank"}));
-  LITE_ASSIGN(Text text, to_text(self, &r.budget));
+  if (!self.text()) return invalid_argument("indent: got '", self.type(), "', expected a string");
+  Text text = *self.text();
   Text space;
   if (b[0] && b[0]->text()) {
     space = *b[0]->text();

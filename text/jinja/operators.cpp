@@ -143,12 +143,16 @@ Result<bool> contains(Runtime& r, const Value& in, const Value& what) {
     if (what.text()) LITE_TRY(r.budget.spend_bytes(what.text()->bytes().size()));
     return d->find(what) != nullptr;
   }
-  if (!in.sequence()) return invalid_argument("'", in.type(), "' holds nothing that \"in\" could find");
-  LITE_ASSIGN(const Values items, items_of(in, &r.budget));
-  for (const Value& v : items) {
-    LITE_ASSIGN(const bool same, equal(v, what, &r.budget));
-    if (same) return true;
+  const Sequence* s = in.sequence();
+  if (!s) return invalid_argument("'", in.type(), "' holds nothing that \"in\" could find");
+  for (size_t i = 0; i < s->items.size(); ++i) {
+    LITE_ASSIGN(const bool same, equal(s->items[i], what, &r.budget));
+    if (!same) continue;
+    if (s->kind == Sequence::Kind::Iterator)  // it has given all up to here
+      s->items.erase(s->items.begin(), s->items.begin() + int64_t(i) + 1);
+    return true;
   }
+  if (s->kind == Sequence::Kind::Iterator) s->items.clear();
   return false;
 }
 

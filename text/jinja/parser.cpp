@@ -543,7 +543,7 @@ class Parser {
     if (name == "true" || name == "True") return constant(true, line);
     if (name == "false" || name == "False") return constant(false, line);
     if (name == "none" || name == "None") return constant(Value(), line);
-    if (name == "varargs" || name == "kwargs" || name == "caller")
+    if (name == "varargs" || name == "kwargs" || name == "caller" || name == "self")
       return unsupported("line ", line, ": \"", name, "\" is not supported");
     ExpressionPtr e = leaf(Node::Name, line);
     e->name = name;
@@ -682,8 +682,7 @@ class Parser {
     e->name = name;
     const bool value = now().kind == Kind::String || now().kind == Kind::Integer ||
                        now().kind == Kind::Float || is_operator("[") || is_operator("{");
-    const bool word = now().kind == Kind::Name && !is_name("else") && !is_name("or") && !is_name("and") &&
-                      !is_name("if") && !is_name("in") && !is_name("not");
+    const bool word = now().kind == Kind::Name && !is_name("else") && !is_name("or") && !is_name("and");
     if (is_operator("(")) {
       LITE_TRY(arguments(e.get()));
     } else if (value || word) {

@@ -27,15 +27,15 @@ Result<bool> is_case(Runtime& r, const Value& self, const Value*) {
   return is_all_case(text.bytes(), upper);
 }
 
-// Names of comparison operators that are tests with one argument.
+// Comparison operators, which are tests with one argument: the operator; "" for none.
 std::string_view comparison(std::string_view name) {
-  if (name == "eq" || name == "equalto") return "==";
-  if (name == "ne") return "!=";
-  if (name == "lt" || name == "lessthan") return "<";
-  if (name == "le") return "<=";
-  if (name == "gt" || name == "greaterthan") return ">";
-  if (name == "ge") return ">=";
-  return name == "in" ? "in" : "";
+  static constexpr std::pair<std::string_view, std::string_view> kNames[] = {
+      {"eq", "=="},      {"equalto", "=="}, {"==", "=="}, {"ne", "!="},         {"!=", "!="}, {"lt", "<"},
+      {"lessthan", "<"}, {"<", "<"},        {"gt", ">"},  {"greaterthan", ">"}, {">", ">"},   {"le", "<="},
+      {"<=", "<="},      {"ge", ">="},      {">=", ">="}, {"in", "in"}};
+  for (const auto& entry : kNames)
+    if (entry.first == name) return entry.second;
+  return "";
 }
 
 constexpr std::pair<std::string_view, Test> kTests[] = {
@@ -85,6 +85,7 @@ constexpr std::pair<std::string_view, Test> kTests[] = {
     {"sameas",
      [](Runtime&, const Value& v, const Value* other) -> Result<bool> {
        if (v.boolean() && other->boolean()) return *v.boolean() == *other->boolean();
+       if (v.integer() && other->integer()) return *v.integer() == *other->integer();
        return (v.is_none() && other->is_none()) || (v.identity() && v.identity() == other->identity());
      }}};
 
