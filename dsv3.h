@@ -240,7 +240,7 @@ typedef struct dsv3_batch {
   int32_t n;                  /* tokens; at least 1 */
   const int32_t* token;       /* [n] ids in 0..vocab_size-1 */
   const int32_t* seq;         /* [n] sequence of each, 0..max_seqs-1; null: all 0. Any interleaving. */
-  const uint8_t* want_logits; /* [n]; null: the last token of each sequence in the batch */
+  const uint8_t* want_logits; /* [n] not 0: its logits; null: the last token of each sequence in the batch */
   dsv3_phase phase;           /* which kernels: auto is decode iff no sequence has more than one token here */
 } dsv3_batch;
 

@@ -9,6 +9,7 @@
 #include <unordered_set>
 
 #include "convert/checkpoint.h"
+#include "convert/layout.h"
 #include "convert/recode.h"
 #include "ggml-lite/pack.h"
 #include "model/tensors.h"
@@ -58,7 +59,6 @@ class Conversion {
   Result<ConvertSummary> run();
 
  private:
-  Status check_destination() const;
   Status read_sections();
   const std::string_view* section(std::string_view name) const;
   Status check_tokenizer() const;
@@ -68,7 +68,6 @@ class Conversion {
   void report_extras() const;
   Status find_aliases();
   Result<bool> same_bytes(const Planned& a, const Planned& b);
-  Result<std::vector<lite::PackExtent>> group() const;
   Status stream(lite::PackWriter* writer);
   Status report_progress() const;
   Status read_piece(const Checkpoint::Tensor& t, DType dtype, int64_t from, std::span<std::byte> to);
@@ -102,36 +101,27 @@ Result<ConvertSummary> Conversion::run() {
   if (options_.dtype && !lite::info(*options_.dtype).is_float)
     return lite::invalid_argument("convert ", options_.source, ": weights cannot be stored as ",
                                   lite::info(*options_.dtype).name);
-  LITE_TRY(check_destination());
+  LITE_TRY(check_destination(options_.out, options_.force));
   LITE_TRY(read_sections());
   LITE_TRY(check_tokenizer());
   LITE_ASSIGN(checkpoint_, Checkpoint::open(options_.source));
   LITE_TRY(match());
   LITE_TRY(find_aliases());
+  if (options_.f8_head &&
+      std::none_of(planned_.begin(), planned_.end(), [](const Planned& t) { return t.info->output_head; }))
+    return lite::invalid_argument("convert ", options_.source,
+                                  ": it has no output head of its own that could be stored as F8_E4M3");
 
   Json json{Json::Object()};
   json.set("config", config_.effective);
-  LITE_ASSIGN(const std::vector<lite::PackExtent> extents, group());
+  std::vector<Stored> stored;
+  for (const Planned& t : planned_) stored.push_back({t.info, t.entry});
+  LITE_ASSIGN(const std::vector<lite::PackExtent> extents, group_into_extents(stored));
   LITE_ASSIGN(lite::PackWriter writer,
               lite::PackWriter::create(options_.out, json, std::move(sections_), extents, aliases_));
   LITE_TRY(stream(&writer));
   LITE_TRY(writer.finish());
   return ConvertSummary{writer.file_bytes(), int64_t(planned_.size()), int64_t(aliases_.size())};
-}
-
-Status Conversion::check_destination() const {
-  std::error_code error;
-  const fs::file_status out = fs::status(options_.out, error);
-  if (!fs::exists(out)) return {};
-  const std::string what = "create " + options_.out;
-  if (!fs::is_regular_file(out)) return lite::invalid_argument(what, ": it is there and is not a file");
-  if (!options_.force)
-    return lite::invalid_argument(what, ": it exists; try another name, or --force to replace it");
-  // A typing error must not cost the weights: --force replaces only what this program made.
-  if (fs::file_size(options_.out, error) != 0 && !lite::looks_packed(options_.out))
-    return lite::invalid_argument(what,
-                                  ": it exists and is not a packed file, which --force does not replace");
-  return {};
 }
 
 Status Conversion::read_sections() {
@@ -151,6 +141,7 @@ Status Conversion::read_sections() {
   Json provenance{Json::Object()};
   provenance.set("converter", "dsv3-convert " DSV3_VERSION_TEXT);
   provenance.set("dtype", options_.dtype ? lite::info(*options_.dtype).name : "keep");
+  if (options_.f8_head) provenance.set("head", lite::info(DType::F8_E4M3).name);
   // A section and not a member of the JSON block: how a file was made does not belong to the model's id.
   sections_.push_back({"provenance.json", provenance.dump()});
   for (const lite::PackSection& s : sections_) section_texts_.push_back(s.bytes);
@@ -226,7 +217,7 @@ void Conversion::match_tensor(const TensorInfo& info) {
 
   const auto dtype = lite::dtype_from_name(source->entry->dtype);
   const bool is_f8 = dtype.ok() && *dtype == DType::F8_E4M3;
-  if (!dtype.ok() || !lite::info(*dtype).is_float || (is_f8 && !info.matrix)) {
+  if (!dtype.ok() || !lite::info(*dtype).is_float || (is_f8 && info.shape.size() != 2)) {
     wrong_type_.push_back(name + " (" + source->entry->dtype + ")");
     return;
   }
@@ -263,7 +254,9 @@ void Conversion::match_tensor(const TensorInfo& info) {
 
   t.entry.name = name;
   t.entry.shape = info.shape;
-  t.entry.dtype = info.matrix && options_.dtype ? *options_.dtype : *dtype;
+  t.entry.dtype = info.matrix && options_.dtype          ? *options_.dtype
+                  : info.output_head && options_.f8_head ? DType::F8_E4M3
+                                                         : *dtype;
   t.entry.scaled = t.entry.dtype == DType::F8_E4M3;
   if (t.entry.scaled) {
     t.entry.scale_dtype = is_f8 ? t.scale_dtype : DType::F32;
@@ -284,11 +277,10 @@ Status Conversion::report_mismatches() const {
     return not_found(what, missing_scale_.size(),
                      " FP8 weights have a missing scale: ", list_names(missing_scale_));
   if (!wrong_type_.empty())
-    return unsupported(
-        what, wrong_type_.size(),
-        " tensors have a type that is not supported there: ", list_names(wrong_type_),
-        "; expected F32, BF16 or F16, or F8_E4M3 for projections and experts: other quantisation is not "
-        "supported, try a BF16 or FP8 checkpoint of the model");
+    return unsupported(what, wrong_type_.size(),
+                       " tensors have a type that is not supported there: ", list_names(wrong_type_),
+                       "; expected F32, BF16 or F16, or F8_E4M3 for matrices: other quantisation is not "
+                       "supported, try a BF16 or FP8 checkpoint of the model");
   if (!wrong_shape_.empty())
     return corrupt(what, wrong_shape_.size(), " tensors have a wrong shape: ", list_names(wrong_shape_),
                    "; config.json is another model's");
@@ -341,33 +333,6 @@ Result<bool> Conversion::same_bytes(const Planned& a, const Planned& b) {
     if (piece_ != recoded_) return false;
   }
   return true;
-}
-
-// Extents in the order of the table: a tensor each, or one expert's three matrices; all experts of a layer
-// get the length of its longest, so that expert e lies at e times that.
-Result<std::vector<lite::PackExtent>> Conversion::group() const {
-  std::vector<lite::PackExtent> extents;
-  std::vector<int> layer_of;  // of extents of experts, else -1
-  const TensorInfo* before = nullptr;
-  for (const Planned& t : planned_) {
-    const bool same_expert =
-        before && t.info->expert >= 0 && t.info->expert == before->expert && t.info->layer == before->layer;
-    if (!same_expert) {
-      extents.emplace_back();
-      layer_of.push_back(t.info->expert >= 0 ? t.info->layer : -1);
-    }
-    extents.back().tensors.push_back(t.entry);
-    before = t.info;
-  }
-  std::unordered_map<int, int64_t> stride;  // of a layer's experts
-  for (size_t i = 0; i < extents.size(); ++i) {
-    if (layer_of[i] < 0) continue;
-    LITE_ASSIGN(const int64_t bytes, lite::extent_bytes(extents[i]));
-    stride[layer_of[i]] = std::max(stride[layer_of[i]], bytes);
-  }
-  for (size_t i = 0; i < extents.size(); ++i)
-    if (layer_of[i] >= 0) extents[i].stride = stride[layer_of[i]];
-  return extents;
 }
 
 Status Conversion::stream(lite::PackWriter* writer) {

@@ -18,6 +18,7 @@ struct ConvertOptions {
   // Projections and experts in this type; everything else, and all of it without one, keeps the checkpoint's.
   std::optional<lite::DType> dtype;  // F32, BF16, F16 or F8_E4M3
   bool force = false;                // replace an existing packed file
+  bool f8_head = false;              // the output head as F8_E4M3
 };
 
 struct ConvertCallbacks {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "convert/convert.h"
+#include "convert/random.h"
 #include "version.h"
 
 namespace {
@@ -95,17 +96,28 @@ class Progress {
 
 int main(int argc, char** argv) {
   dsv3::ConvertOptions options;
-  bool quiet = false;
-  std::string dtype = "keep";
+  dsv3::RandomOptions random;
+  bool quiet = false, is_random = false;
+  std::string dtype = "keep", head = "keep";
   CLI::App app("Converts a checkpoint (config.json, *.safetensors, tokenizer) into one packed file for dsv3.",
                "dsv3-convert");
-  app.add_option("SRC", options.source, "the checkpoint's folder")->required()->type_name("");
+  app.add_option("SRC", options.source, "the checkpoint's folder; with --random, a config.json")
+      ->required()
+      ->type_name("");
   app.add_option("OUT", options.out, "the file to write: NAME.dsv3")->required()->type_name("");
   app.add_option(
          "--dtype", dtype,
          "type of projections and experts: keep (default: as they are, FP8 included), f32, bf16, f16, or f8 "
          "(128x128 blocks); everything else is kept")
       ->check(CLI::IsMember({"keep", "f32", "bf16", "f16", "f8"}));
+  app.add_option("--head", head, "type of the output head: keep, or f8: half the bytes, a little less exact")
+      ->check(CLI::IsMember({"keep", "f8"}));
+  CLI::Option* wants_random = app.add_flag("--random", is_random,
+                                           "make a model with random weights, for tests and benchmarks: SRC "
+                                           "is its config.json; --dtype bf16 or another");
+  app.add_option("--seed", random.seed, "of the random weights (default 1)")->needs(wants_random);
+  app.add_option("--layers", random.layers, "only the first N layers of the random model")
+      ->needs(wants_random);
   app.add_flag("--force", options.force, "replace OUT if it is a packed file");
   app.add_flag("-q,--quiet", quiet, "say nothing but errors");
   app.set_version_flag("--version", "dsv3-convert " DSV3_VERSION_TEXT " (" DSV3_GIT_ID ")");
@@ -126,6 +138,12 @@ int main(int argc, char** argv) {
                                                      {"f16", lite::DType::F16},
                                                      {"f8", lite::DType::F8_E4M3}};
   if (dtype != "keep") options.dtype = dtypes.at(dtype);
+  options.f8_head = head == "f8";
+  random.config = options.source;
+  random.out = options.out;
+  random.dtype = options.dtype.value_or(lite::DType::BF16);
+  random.f8_head = options.f8_head;
+  random.force = options.force;
 
   catch_signals();
   Progress progress(quiet);
@@ -137,13 +155,14 @@ int main(int argc, char** argv) {
     progress.update(done, total);
     return g_signal == 0;
   };
-  const auto summary = dsv3::convert(options, callbacks);
+  const auto summary =
+      is_random ? dsv3::write_random_model(random, callbacks) : dsv3::convert(options, callbacks);
   if (!summary.ok()) {
     progress.say("dsv3-convert: " + summary.status().message());
     return summary.status().code() == lite::Code::Cancelled ? 128 + g_signal : 1;
   }
   if (!quiet)
     progress.say(lite::str(options.out, ": ", size_text(double(summary->file_bytes)), ", ", summary->tensors,
-                           " tensors; try: dsv3 run ", options.out));
+                           " tensors; try: dsv3 ", is_random ? "info " : "run ", options.out));
   return 0;
 }

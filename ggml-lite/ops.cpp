@@ -31,8 +31,7 @@ int64_t Graph::live_rows(const Node& node, Var v) const {
   return tensor(node.counts).row<int32_t>(0)[x.rows == Rows::Tokens ? kTokens : kOutputs];
 }
 
-// ---- values
-// ---------------------------------------------------------------------------------------------------
+// ---- values -----------------------------------------------------------------------------------------------
 
 Var Builder::storage_value(Kind kind, int device, const Tensor& shape, Rows rows) {
   Storage s{kind, device};
@@ -148,8 +147,7 @@ bool Builder::usable(std::initializer_list<Var> operands) {
   return status_.ok();
 }
 
-// ---- ops
-// ------------------------------------------------------------------------------------------------------
+// ---- ops --------------------------------------------------------------------------------------------------
 
 Var Builder::embed(Var table, Var ids) {
   if (!usable({table, ids}) ||

@@ -7,8 +7,6 @@
 #include <array>
 #include <bit>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <span>
 #include <string>
 #include <string_view>

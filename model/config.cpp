@@ -114,8 +114,9 @@ Status parse_quantization(Keys& config, Config* c) {
 }
 
 Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,
-                                   const std::set<std::string_view>& allowed) {
-  LayerKeys result(json);
+                                   const std::set<std::string_view>& sizes,
+                                   const std::set<std::string_view>& ignored) {
+  LayerKeys result(json, sizes);
   result.overrides_.resize(size_t(layers));
   const Json* overrides = k.object("layer_config");
   if (!overrides) return result;
@@ -128,7 +129,7 @@ Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,
       return invalid_argument(where, ": expected a layer index from 0 to ", layers - 1);
     if (!value.object()) return invalid_argument(where, ": got ", value.type_name(), ", expected an object");
     for (const auto& [name, unused] : *value.object())
-      if (!allowed.contains(name))
+      if (!sizes.contains(name) && !ignored.contains(name))
         return unsupported(where, ": key \"", name, "\" cannot differ between layers");
     result.overrides_[size_t(layer)] = &value;
   }
@@ -152,11 +153,6 @@ void parse_common(Keys& k, double default_eps, Config* c) {
   c->eos_token_id = k.ids("eos_token_id");
   const std::vector<int64_t> pad = k.ids("pad_token_id");
   if (!pad.empty()) c->pad_token_id = pad[0];
-}
-
-void keep_layer_sizes(Keys& k, std::initializer_list<const char*> names) {
-  for (const char* name : names)
-    if (const Json* v = k.get(name, true); v && !k.effective().find(name)) k.effective().set(name, *v);
 }
 
 namespace {
@@ -255,6 +251,7 @@ double magnitude(double factor, double m) {
 }  // namespace
 
 int64_t Config::cached_values(const LayerConfig& layer) const {
+  if (architecture == Architecture::MoeTransformer) return 0;
   return is_mla() ? latent_dim() : 2 * layer.num_key_value_heads * layer.head_dim;
 }
 

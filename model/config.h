@@ -80,7 +80,7 @@ struct Config {
   }
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }
-  int64_t cached_values(const LayerConfig& layer) const;  // per token: MLA's latent, or keys and values
+  int64_t cached_values(const LayerConfig& layer) const;  // per token: MLA's latent, keys and values, or none
   int64_t rotary_dim(const LayerConfig& layer) const;     // values of a head that are rotated
   double softmax_scale(const LayerConfig& layer) const;   // head size^-0.5; MLA: times YaRN's mscale^2
   std::vector<float> rope_inv_freq(int64_t dim) const;    // [dim / 2], computed in double, rounded once

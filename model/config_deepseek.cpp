@@ -9,9 +9,10 @@ using lite::invalid_argument;
 namespace {
 
 const std::set<std::string_view> kPerLayer = {
-    "num_attention_heads",  "num_key_value_heads", "head_dim", "intermediate_size", "moe_intermediate_size",
-    "n_routed_experts",     "num_experts_per_tok", "n_group",  "topk_group",        "n_shared_experts",
-    "first_k_dense_replace"};
+    "num_attention_heads", "intermediate_size",   "moe_intermediate_size",
+    "n_routed_experts",    "num_experts_per_tok", "n_group",
+    "topk_group",          "n_shared_experts",    "first_k_dense_replace"};
+const std::set<std::string_view> kIgnored = {"num_key_value_heads", "head_dim"};  // MLA has no key heads
 
 void check_routing(Keys& k, const Config& c, const LayerConfig& l, int64_t layer) {
   const auto refuse = [&](const auto&... text) {
@@ -93,12 +94,10 @@ Status parse_deepseek(Keys& k, const Json& json, Config* c) {
   c->routed_scaling_factor = k.number("routed_scaling_factor", &factor, 1e-6, 1e6);
   LITE_TRY(k.status());
 
-  LITE_ASSIGN(const LayerKeys layers,
-              LayerKeys::parse(k, json, c->num_hidden_layers + c->num_nextn_predict_layers, kPerLayer));
-  LITE_TRY(layers.each(k, [&](Keys& keys, int64_t i) { c->layers.push_back(parse_layer(keys, *c, i)); }));
-  keep_layer_sizes(k, {"intermediate_size", "moe_intermediate_size", "num_experts_per_tok",
-                       "n_shared_experts", "n_group", "topk_group"});
-  return k.status();
+  LITE_ASSIGN(
+      const LayerKeys layers,
+      LayerKeys::parse(k, json, c->num_hidden_layers + c->num_nextn_predict_layers, kPerLayer, kIgnored));
+  return layers.each(k, [&](Keys& keys, int64_t i) { c->layers.push_back(parse_layer(keys, *c, i)); });
 }
 
 }  // namespace dsv3

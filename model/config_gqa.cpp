@@ -10,10 +10,13 @@ using lite::invalid_argument;
 
 namespace {
 
-const std::set<std::string_view> kPerLayer = {
+const std::set<std::string_view> kQwenPerLayer = {
     "num_attention_heads", "num_key_value_heads",   "head_dim",
     "intermediate_size",   "moe_intermediate_size", "num_experts",
-    "num_local_experts",   "num_experts_per_tok",   "mlp_only_layers"};
+    "num_experts_per_tok", "mlp_only_layers"};
+const std::set<std::string_view> kMixtralPerLayer = {
+    "num_attention_heads", "num_key_value_heads", "head_dim",
+    "intermediate_size",   "num_local_experts",   "num_experts_per_tok"};
 
 // A list of layer indices; absent or null: none.
 std::vector<int64_t> layer_list(Keys& k, const char* key) {
@@ -100,8 +103,7 @@ Status parse_gqa(Keys& k, const Json& json, Config* c) {
   LITE_TRY(parse_quantization(k, c));
   // Qwen3-MoE's files carry a sliding_window that counts only with use_sliding_window.
   const bool windowed = k.boolean("use_sliding_window", !qwen);
-  const int64_t window = k.size("sliding_window", 0);
-  c->sliding_window = windowed ? window : 0;
+  if (k.get("sliding_window", true) && windowed) c->sliding_window = k.size("sliding_window");
   c->scoring_func = ScoringFunc::Softmax;
   c->topk_method = TopkMethod::Greedy;
   c->norm_topk_prob = qwen ? k.boolean("norm_topk_prob", false) : true;
@@ -111,10 +113,9 @@ Status parse_gqa(Keys& k, const Json& json, Config* c) {
     k.get("id2label", true);
   LITE_TRY(k.status());
 
-  LITE_ASSIGN(const LayerKeys layers, LayerKeys::parse(k, json, c->num_hidden_layers, kPerLayer));
-  LITE_TRY(layers.each(k, [&](Keys& keys, int64_t i) { c->layers.push_back(parse_layer(keys, *c, i)); }));
-  if (qwen) keep_layer_sizes(k, {"intermediate_size", "moe_intermediate_size", "num_experts_per_tok"});
-  return k.status();
+  LITE_ASSIGN(const LayerKeys layers,
+              LayerKeys::parse(k, json, c->num_hidden_layers, qwen ? kQwenPerLayer : kMixtralPerLayer));
+  return layers.each(k, [&](Keys& keys, int64_t i) { c->layers.push_back(parse_layer(keys, *c, i)); });
 }
 
 Status parse_moe_transformer(Keys& k, const Json&, Config* c) {

@@ -113,8 +113,10 @@ class Keys {
   int64_t integer(const char* key, const int64_t* fallback, int64_t smallest, int64_t largest) {
     const Json* v = get(key, fallback != nullptr);
     const int64_t value = v && v->integer() ? *v->integer() : fallback ? *fallback : smallest;
-    if (v && (!v->integer() || value < smallest || value > largest))
+    if (v && (!v->integer() || value < smallest || value > largest)) {
       fail(key, *v, lite::str("an integer from ", smallest, " to ", largest));
+      return smallest;  // what the caller computes with it before it looks at status() stays defined
+    }
     effective_.set(key, value);
     return value;
   }
@@ -130,12 +132,15 @@ class Keys {
 // One layer's own view of config.json: {**config, **layer_config[i]}.
 class LayerKeys {
  public:
-  // Reads config.json's "layer_config": decimal layer indices, each with some of the keys `allowed`.
+  // Reads config.json's "layer_config": decimal layer indices, each with some of `sizes`, which the architecture has,
+  // or `ignored`, which it has not but checkpoints may carry.
   static Result<LayerKeys> parse(Keys& config, const Json& json, int64_t layers,
-                                 const std::set<std::string_view>& allowed);
+                                 const std::set<std::string_view>& sizes,
+                                 const std::set<std::string_view>& ignored = {});
   // Calls parse_layer(keys, i) for every layer with that layer's keys; the first error ends it.
   template <class ParseLayer>
   Status each(Keys& config, const ParseLayer& parse_layer) const {
+    std::set<std::string, std::less<>> read(sizes_.begin(), sizes_.end());
     for (size_t i = 0; i < overrides_.size(); ++i) {
       if (!overrides_[i]) {
         parse_layer(config, int64_t(i));
@@ -145,17 +150,19 @@ class LayerKeys {
       Keys keys(json_, lite::str(config.where(), ": layer_config \"", i, "\""), overrides_[i]);
       parse_layer(keys, int64_t(i));
       LITE_TRY(keys.status());
-      // What this layer read of config.json itself must be in `effective`, even if no other layer reads it.
-      for (const std::string& key : keys.keys_read())
-        if (const Json* v = config.get(key.c_str(), true); v && !config.effective().find(key))
-          config.effective().set(key, *v);
+      read.insert(keys.keys_read().begin(), keys.keys_read().end());
     }
+    // What layers may read of config.json must be in `effective`, even where all of them have their own.
+    for (const std::string& key : read)
+      if (const Json* v = config.get(key.c_str(), true); v && !config.effective().find(key))
+        config.effective().set(key, *v);
     return {};
   }
 
  private:
-  explicit LayerKeys(const Json& json) : json_(json) {}
+  LayerKeys(const Json& json, const std::set<std::string_view>& sizes) : json_(json), sizes_(sizes) {}
   const Json& json_;
+  std::set<std::string_view> sizes_;
   std::vector<const Json*> overrides_;  // [layers] or null
 };
 
@@ -170,8 +177,5 @@ Status parse_moe_transformer(Keys& keys, const Json& json, Config* config);
 
 // Keys that every architecture with a vocabulary has.
 void parse_common(Keys& keys, double default_eps, Config* config);
-// Sizes that no layer reads as they stand in config.json (all its readers override them, or there are none)
-// are known all the same.
-void keep_layer_sizes(Keys& keys, std::initializer_list<const char*> names);
 
 }  // namespace dsv3

@@ -51,7 +51,7 @@ Var Decoder::experts(int i, Var h) {
   const std::string p = name(i, "mlp.");
   const Var logits = b.linear(h, weight(p + "gate.weight"));  // [T, E]
   Var bias;
-  const lite::RouteParams params = routing(l, &bias, i);
+  const lite::RouteParams params = routing(i, &bias);
   const auto [ids, weights] = b.route(logits, bias, params);
   if (o.keep_routing) {
     keep(str("router_logits.", i), logits);

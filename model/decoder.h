@@ -26,9 +26,8 @@ class Decoder {
  protected:
   using Var = lite::Var;
 
-  virtual Var attention(int layer, Var h) = 0;  // [T, d] -> [T, d]
-  virtual lite::RouteParams routing(const LayerConfig& layer, Var* bias,
-                                    int i) = 0;  // how experts are chosen
+  virtual Var attention(int layer, Var h) = 0;                  // [T, d] -> [T, d]
+  virtual lite::RouteParams routing(int layer, Var* bias) = 0;  // how experts are chosen
 
   Var block(int i, Var x);  // h + Attn(norm h), then h + FFN(norm h)
   Var dense(int i, Var h);

@@ -64,7 +64,8 @@ class Deepseek final : public Decoder {
 
   // V2 (arXiv:2405.04434, section 2.2) limits groups by their best expert, V3 (arXiv:2412.19437,
   // section 2.1.2) by the sum of their two best biased scores; the bias chooses and does not weigh.
-  lite::RouteParams routing(const LayerConfig& l, Var* bias, int i) override {
+  lite::RouteParams routing(int i, Var* bias) override {
+    const LayerConfig& l = c.layers[i];
     *bias = optional_weight(name(i, "mlp.gate.e_score_correction_bias"));
     lite::RouteParams route;
     route.scoring = c.scoring_func == ScoringFunc::Sigmoid ? lite::Scoring::Sigmoid : lite::Scoring::Softmax;

@@ -30,12 +30,12 @@ class Gqa final : public Decoder {
     return linear(p + "o_proj", b.view(y, {T, H * n}));
   }
 
-  lite::RouteParams routing(const LayerConfig& l, Var*, int) override {
+  lite::RouteParams routing(int i, Var*) override {
     lite::RouteParams route;
     route.scoring = lite::Scoring::Softmax;
     route.group_score = lite::GroupScore::None;
     route.n_group = route.topk_group = 1;
-    route.n_experts_per_token = l.num_experts_per_tok;
+    route.n_experts_per_token = c.layers[i].num_experts_per_tok;
     route.normalize = c.norm_topk_prob;
     route.factor = 1;
     return route;

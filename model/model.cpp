@@ -148,6 +148,7 @@ const std::string& Model::describe() {
       layer.set("num_key_value_heads", l.num_key_value_heads);
       layer.set("head_dim", l.head_dim);
     }
+    layer.set("cached_values", config_.cached_values(l));
     if (l.moe) {
       layer.set("moe_intermediate_size", l.moe_intermediate_size);
       layer.set("n_routed_experts", l.n_routed_experts);

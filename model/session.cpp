@@ -91,8 +91,7 @@ Result<std::unique_ptr<Session>> Session::create(Model& model, const SessionOpti
   return session;
 }
 
-// ---- evaluation
-// -----------------------------------------------------------------------------------------------
+// ---- evaluation -------------------------------------------------------------------------------------------
 
 // Refuses a batch that cannot be evaluated as a whole, and lists the tokens whose logits are wanted.
 Status Session::check(const Batch& batch) {
@@ -178,6 +177,15 @@ void Session::add_sequence(Program& p, int32_t* n_seqs, int32_t seq, int32_t fir
   ++*n_seqs;
 }
 
+// The graph, for the tokens, sequences and rows of logits that its other inputs describe.
+Status Session::run(Program& p, int32_t tokens, int32_t sequences, int32_t outputs) {
+  int32_t* counts = p.input(p.step.in.counts);
+  counts[lite::kTokens] = tokens;
+  counts[lite::kSequences] = sequences;
+  counts[lite::kOutputs] = outputs;
+  return lite::run(p.step.graph, p.plan, backends_, cancel_);
+}
+
 // Evaluates tokens [first, first + n) of the batch, sequence by sequence, in the order of the batch within
 // each.
 Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
@@ -190,9 +198,13 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     const int32_t count = seq_count_[seq];
     seq_count_[seq] = row;  // from here on: the next row of the sequence
     if (count == 0) continue;
-    sequences_.resize(seq, sequences_.length(seq) + count);
-    add_sequence(main_, &n_seqs, seq, row, count, sequences_.length(seq));
-    row += count;
+    const int64_t before = sequences_.length(seq);
+    sequences_.resize(seq, before + count);
+    add_sequence(main_, &n_seqs, seq, row, count, before + count);
+    for (int64_t position = before; position < before + count; ++position, ++row) {
+      main_.input(s.in.positions)[row] = int32_t(position);
+      main_.input(s.in.kv_rows)[row] = sequences_.row(seq, position);
+    }
   }
   for (int32_t i = 0; i < n; ++i) {
     const int32_t seq = batch.seq ? batch.seq[first + i] : 0, r = seq_count_[seq]++;
@@ -200,28 +212,13 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     token_of_row_[r] = i;
     main_.input(s.in.ids)[r] = batch.token[first + i];
   }
-  for (int32_t k = 0; k < n_seqs; ++k) {
-    const int32_t* entry = main_.input(s.in.seqs, k);
-    const int32_t* blocks = main_.input(s.in.blocks, k);
-    for (int32_t j = 0; j < entry[1]; ++j) {
-      const int64_t position = entry[2] - entry[1] + j;
-      main_.input(s.in.positions)[entry[0] + j] = int32_t(position);
-      main_.input(s.in.kv_rows)[entry[0] + j] =
-          blocks[position / lite::kBlockRows] * int32_t(lite::kBlockRows) +
-          int32_t(position % lite::kBlockRows);
-    }
-  }
   int32_t n_out = 0;
   const auto by_token = [](const Wanted& w, int32_t token) { return w.token < token; };
   const auto begin = std::lower_bound(wanted_.begin(), wanted_.end(), first, by_token);
   const auto end = std::lower_bound(begin, wanted_.end(), first + n, by_token);
   for (auto w = begin; w != end; ++w) main_.input(s.in.out_rows)[n_out++] = row_of_token_[w->token - first];
 
-  int32_t* counts = main_.input(s.in.counts);
-  counts[lite::kTokens] = n;
-  counts[lite::kSequences] = n_seqs;
-  counts[lite::kOutputs] = n_out;
-  LITE_TRY(lite::run(s.graph, main_.plan, backends_, cancel_));
+  LITE_TRY(run(main_, n, n_seqs, n_out));
   const int64_t width = model_.config().output_size();
   for (int32_t i = 0; i < n_out; ++i)
     std::memcpy(&logits_[size_t((begin - wanted_.begin() + i) * width)],
@@ -258,11 +255,7 @@ Status Session::run_mtp(const Batch& batch, int32_t first, int32_t n) {
   for (const Wanted& w : wanted_)
     if (w.has_mtp && w.token >= first && w.token < first + n)
       mtp_.input(s.in.out_rows)[n_out++] = mtp_row_of_token_[w.token - first];
-  int32_t* counts = mtp_.input(s.in.counts);
-  counts[lite::kTokens] = row;
-  counts[lite::kSequences] = n_seqs;
-  counts[lite::kOutputs] = n_out;
-  LITE_TRY(lite::run(s.graph, mtp_.plan, backends_, cancel_));
+  LITE_TRY(run(mtp_, row, n_seqs, n_out));
   const int64_t width = model_.config().output_size();
   int32_t from = 0;
   for (size_t i = 0; i < wanted_.size(); ++i)
@@ -272,8 +265,7 @@ Status Session::run_mtp(const Batch& batch, int32_t first, int32_t n) {
   return {};
 }
 
-// ---- results
-// --------------------------------------------------------------------------------------------------
+// ---- results ----------------------------------------------------------------------------------------------
 
 const Session::Wanted* Session::find_wanted(int32_t i) const {
   const auto at = std::lower_bound(wanted_.begin(), wanted_.end(), i,

@@ -84,6 +84,7 @@ class Session {
   Status run_mtp(const Batch& batch, int32_t first, int32_t n);
   void add_sequence(Program& program, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count,
                     int64_t kv_length);
+  Status run(Program& program, int32_t tokens, int32_t sequences, int32_t outputs);
   const Wanted* find_wanted(int32_t i) const;
 
   Model& model_;

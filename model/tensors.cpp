@@ -145,7 +145,7 @@ class Table {
     add("eh_proj.weight", {d, 2 * d}, Role::Mtp);
     norm("shared_head.norm", d, Role::Mtp);
     TensorInfo& head = add("shared_head.head.weight", {c.vocab_size, d}, Role::Mtp);
-    head.optional = true;
+    head.optional = head.output_head = true;
     head.same_as = c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   }
 
@@ -155,6 +155,7 @@ class Table {
       case Task::CausalLm: {
         // A tied head is the embedding; files that carry it all the same must carry the same bytes.
         TensorInfo& head = add("lm_head.weight", {c.vocab_size, d}, Role::Head);
+        head.output_head = true;
         head.optional = c.tie_word_embeddings;
         if (c.tie_word_embeddings) head.same_as = "model.embed_tokens.weight";
         return;

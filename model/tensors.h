@@ -19,9 +19,10 @@ struct TensorInfo {
   std::vector<std::string> also;  // other names that checkpoints have for it; a file has one of them
   std::vector<int64_t> shape;
   Role role = Role::Embed;
-  int layer = -1;       // -1: of no layer
-  int expert = -1;      // of routed experts, else -1
-  bool matrix = false;  // a projection or an expert's matrix: the converter's --dtype re-encodes it
+  int layer = -1;            // -1: of no layer
+  int expert = -1;           // of routed experts, else -1
+  bool matrix = false;       // a projection or an expert's matrix: the converter's --dtype re-encodes it
+  bool output_head = false;  // gives the vocabulary's logits: the converter's --head re-encodes it
   bool optional = false;
   std::string same_as;  // may be absent; when present and equal to this tensor, stored as an alias of it
 };

@@ -18,9 +18,9 @@ def golden(path):
     return sequences
 
 
-def dump(case, ids, *args):
+def dump(model, ids, *args):
     (TEMP / "ids.json").write_text(json.dumps(ids))
-    result = dsv3("dump", packed(CASES / case), "--ids", TEMP / "ids.json", "--out", TEMP / "o.safetensors", *args)
+    result = dsv3("dump", model, "--ids", TEMP / "ids.json", "--out", TEMP / "o.safetensors", *args)
     assert result.returncode == 0, result.stderr.decode()
     return golden(TEMP / "o.safetensors")
 
@@ -29,7 +29,7 @@ def exact(case, *args):
     """Errors of logits, hidden states and MTP logits, and how many tokens were routed otherwise."""
     want = golden(CASES / case / "expected.safetensors")
     mtp = ["--mtp"] if "mtp_logits" in want["a"] else []
-    got = dump(case, {name: t["input_ids"].tolist() for name, t in want.items()}, *mtp, *args)
+    got = dump(packed(CASES / case), {name: t["input_ids"].tolist() for name, t in want.items()}, *mtp, *args)
     at = {name: t.get("positions", slice(None)) for name, t in want.items()}
     errors = [worst((got[s]["logits"][at[s]], t["logits"]) for s, t in want.items()),
               worst((got[s]["hidden"][:, at[s]], t["hidden"]) for s, t in want.items())]
@@ -51,6 +51,32 @@ for case in sorted(path.parent.name for path in CASES.glob("*/expected_w8a8.safe
     ids = golden(CASES / case / "expected.safetensors")["a"]["input_ids"].tolist()
     want = golden(CASES / case / "expected_w8a8.safetensors")
     for scale in ("f32", "ue8m0"):
-        got = dump(case, {"a": ids}, "--gemm", f"fp8:{scale}")["a"]["logits"]
+        got = dump(packed(CASES / case), {"a": ids}, "--gemm", f"fp8:{scale}")["a"]["logits"]
         difference = np.abs(got.astype(np.float64) - want[f"{scale}/a"]["logits"]) / np.abs(want[f"{scale}/a"]["logits"]).max()
         print(f"| {case} | e4m3, {scale} scales | {difference.mean():.1e} | {difference.max():.1e} |")
+
+
+def with_f8_head(folder):
+    out = TEMP / "f8-head.dsv3"
+    result = program("dsv3-convert", folder, out, "-q", "--force", "--head", "f8")
+    assert result.returncode == 0, result.stderr.decode()
+    return out
+
+
+def perplexity(logits, following):
+    logits = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return np.exp((np.log(np.exp(logits).sum(1)) - logits[np.arange(len(following)), following]).mean())
+
+
+print("\n| model | tokens | mean difference of logits | largest difference | most likely token another | perplexity |\n|---|---|---|---|---|---|")
+text = json.loads(dsv3("tokenize", DEMO, "--plain", stdin=(DEMO / "heldout.txt").read_bytes()).stdout)[:2048]
+for folder in (DEMO, *(CASES / case for case in ("ds3-f32", "ds2-lite", "qwen3-moe", "mixtral"))):
+    ids = text if folder == DEMO else golden(CASES / folder.name / "expected.safetensors")["a"]["input_ids"].tolist()
+    rows = [[0, *ids[i:i + 511]] for i in range(0, len(ids), 511)] if folder == DEMO else [ids]
+    sequences = {str(i): row for i, row in enumerate(rows)}
+    keep, f8 = (np.concatenate([t["logits"][:-1] for t in dump(model, sequences).values()]) for model in (packed(folder), with_f8_head(folder)))
+    following = np.concatenate([row[1:] for row in rows])
+    difference = np.abs(f8.astype(np.float64) - keep) / np.abs(keep).max()
+    changed = (f8.argmax(1) != keep.argmax(1)).mean()
+    change = f"{perplexity(keep, following):.4f} -> {perplexity(f8, following):.4f}" if folder == DEMO else ""
+    print(f"| {folder.name} | {len(keep)} | {difference.mean():.1e} | {difference.max():.1e} | {100 * changed:.1f} % | {change} |")

@@ -17,7 +17,7 @@ namespace {
 using nlohmann::json;
 
 struct DumpOptions {
-  std::string model, ids, out;
+  std::string model, ids, out, logits_to_keep = "0";
   int32_t chunk = 0;  // 0: see kCallTokens
   bool mtp = false;
   ComputeOptions compute;
@@ -65,6 +65,29 @@ void check_sequences(const DumpOptions& o, const std::vector<Sequence>& sequence
   }
 }
 
+// Positions of a sequence whose logits are written, in the order of the file: --logits-to-keep, transformers' argument.
+std::vector<int64_t> kept_positions(const DumpOptions& o, const Sequence& s) {
+  const std::string what = "--logits-to-keep";
+  const json given = parse_json(o.logits_to_keep, what);
+  std::vector<int64_t> positions;
+  if (given.is_array()) {
+    for (const int32_t position : ids_of(given, what)) {
+      if (position >= s.length())
+        fail(what, ": got position ", position, ", expected 0..", s.length() - 1, ", as ",
+             s.name.empty() ? o.ids : "\"" + s.name + "\"", " has ", s.length(), " tokens");
+      positions.push_back(position);
+    }
+    if (positions.empty()) fail(what, ": an empty list, expected at least one position");
+    return positions;
+  }
+  if (!given.is_number_integer() || given < 0)
+    fail(what, ": got ", o.logits_to_keep, ", expected 0 for all positions, n for the last n, or a list");
+  const int64_t last = given.get<int64_t>();
+  positions.resize(size_t(last == 0 ? s.length() : std::min(last, s.length())));
+  std::iota(positions.begin(), positions.end(), s.length() - int64_t(positions.size()));
+  return positions;
+}
+
 std::vector<RoutedLayer> routed_layers(const Model& model, bool mtp) {
   const char* description = nullptr;
   check(dsv3_model_describe(model.get(), &description));
@@ -85,11 +108,17 @@ class Dump {
         sequences_(std::move(sequences)),
         info_(get_info(model)),
         routed_(routed_layers(model, options.mtp)),
-        file_(options.out),
-        session_(open_session(model)) {}
+        file_(options.out) {
+    for (const Sequence& s : sequences_) {
+      kept_.push_back(kept_positions(o_, s));
+      wanted_.emplace_back(size_t(s.length()));
+      for (const int64_t position : kept_.back()) wanted_.back()[size_t(position)] = 1;
+    }
+    session_ = open_session(model);
+  }
 
   void write() {
-    for (const Sequence& s : sequences_) announce(s);
+    for (size_t i = 0; i < sequences_.size(); ++i) announce(sequences_[i], kept_[i]);
     file_.create();
     evaluate();
     file_.finish();
@@ -113,19 +142,25 @@ class Dump {
     dsv3_session_options options = o_.compute.session_options();
     options.context = int32_t(longest);
     options.max_seqs = int32_t(sequences_.size());
-    options.max_batch_tokens = options.max_logits = int32_t(std::min<int64_t>(call, INT32_MAX));
+    int64_t wanted = 0;
+    for (const std::vector<uint8_t>& of_sequence : wanted_)
+      wanted += std::count(of_sequence.begin(), of_sequence.end(), 1);
+    options.max_batch_tokens = int32_t(std::min<int64_t>(call, INT32_MAX));
+    options.max_logits = int32_t(std::min<int64_t>(wanted, options.max_batch_tokens));
     options.keep = DSV3_KEEP_HIDDEN | DSV3_KEEP_ROUTING;
     options.mtp = o_.mtp;
     return new_session(model, options);
   }
 
-  void announce(const Sequence& s) {
+  void announce(const Sequence& s, const std::vector<int64_t>& kept) {
     using Type = TensorFile::Type;
     const int64_t n_tokens = s.length();
-    file_.add(s.key("logits"), Type::F32, {n_tokens, info_.vocab_size});
+    file_.add(s.key("logits"), Type::F32, {int64_t(kept.size()), info_.vocab_size});
     file_.add(s.key("hidden"), Type::F32, {info_.n_layers + 1, n_tokens, info_.hidden_size});
     file_.add(s.key("final"), Type::F32, {n_tokens, info_.hidden_size});
-    if (o_.mtp) file_.add(s.key("mtp_logits"), Type::F32, {n_tokens - 1, info_.vocab_size});
+    if (o_.mtp)
+      file_.add(s.key("mtp_logits"), Type::F32,
+                {int64_t(kept.size()) - std::count(kept.begin(), kept.end(), 0), info_.vocab_size});
     for (const RoutedLayer& r : routed_) {
       const int64_t rows = n_tokens - r.mtp;
       file_.add(s.key(text("router_ids.", r.layer)), Type::I64, {rows, r.num_experts_per_tok});
@@ -140,17 +175,19 @@ class Dump {
                                           [](int64_t sum, const Sequence& s) { return sum + s.length(); });
     Progress progress("dump", false);
     std::vector<int32_t> token, seq;
+    std::vector<uint8_t> want_logits;
     int64_t done = 0;
     for (int64_t start = 0; done < total; start += chunk()) {
       token.clear();
       seq.clear();
+      want_logits.clear();
       for (int64_t t = start; t < start + chunk(); ++t)
         for (size_t i = 0; i < sequences_.size(); ++i)
           if (t < sequences_[i].length()) {
             token.push_back(sequences_[i].ids[size_t(t)]);
             seq.push_back(int32_t(i));
+            want_logits.push_back(wanted_[i][size_t(t)]);
           }
-      const std::vector<uint8_t> want_logits(token.size(), 1);
       dsv3_batch batch = {};
       batch.struct_size = sizeof batch;
       batch.n = int32_t(token.size());
@@ -161,17 +198,15 @@ class Dump {
       check(dsv3_eval(session_.get(), &batch));
 
       std::vector<int64_t> position(sequences_.size(), start);
-      for (int32_t i = 0; i < batch.n; ++i)
-        write_token(i, sequences_[size_t(seq[i])], position[size_t(seq[i])]++);
+      for (int32_t i = 0; i < batch.n; ++i) write_token(i, size_t(seq[i]), position[size_t(seq[i])]++);
       progress.show(done += batch.n, total);
     }
   }
 
-  // Everything about token i of the last call, token t of its sequence.
-  void write_token(int32_t i, const Sequence& s, int64_t t) {
-    const float* logits = nullptr;
-    check(dsv3_logits(session_.get(), i, &logits));
-    file_.write_row(s.key("logits"), t, logits, info_.vocab_size);
+  // Everything about token i of the last call, token t of sequence `index`.
+  void write_token(int32_t i, size_t index, int64_t t) {
+    const Sequence& s = sequences_[index];
+    if (wanted_[index][size_t(t)]) write_logits(i, s, kept_[index], t);
     for (int64_t layer = 0; layer <= info_.n_layers; ++layer)
       write_kept(i, text("hidden.", layer), s.key("hidden"), layer * s.length() + t);
     write_kept(i, "final", s.key("final"), t);
@@ -182,9 +217,21 @@ class Dump {
         write_kept(i, name, s.key(name), t - r.mtp);
       }
     }
-    if (o_.mtp && t > 0) {
-      check(dsv3_mtp_logits(session_.get(), i, &logits));
-      file_.write_row(s.key("mtp_logits"), t - 1, logits, info_.vocab_size);
+  }
+
+  // Every row of the file that is for token t; MTP logits are there for the kept positions beyond the first.
+  void write_logits(int32_t i, const Sequence& s, const std::vector<int64_t>& kept, int64_t t) {
+    const float *logits = nullptr, *mtp_logits = nullptr;
+    check(dsv3_logits(session_.get(), i, &logits));
+    const bool mtp = o_.mtp && t > 0;
+    if (mtp) check(dsv3_mtp_logits(session_.get(), i, &mtp_logits));
+    int64_t mtp_row = 0;
+    for (size_t row = 0; row < kept.size(); ++row) {
+      if (kept[row] == t) {
+        file_.write_row(s.key("logits"), int64_t(row), logits, info_.vocab_size);
+        if (mtp) file_.write_row(s.key("mtp_logits"), mtp_row, mtp_logits, info_.vocab_size);
+      }
+      mtp_row += kept[row] > 0;
     }
   }
 
@@ -205,6 +252,8 @@ class Dump {
   const std::vector<Sequence> sequences_;
   const dsv3_model_info info_;
   const std::vector<RoutedLayer> routed_;
+  std::vector<std::vector<int64_t>> kept_;    // [sequence] positions, see kept_positions
+  std::vector<std::vector<uint8_t>> wanted_;  // [sequence][position]
   TensorFile file_;
   Session session_;
 };
@@ -236,6 +285,10 @@ void add_dump(CLI::App* program) {
                    "most tokens of a sequence in one call (default: 512 tokens of all together); results do "
                    "not depend on it")
       ->check(number(1, INT32_MAX))
+      ->type_name("N");
+  command
+      ->add_option("--logits-to-keep", o->logits_to_keep,
+                   "positions whose logits are written: 0 all (default), n the last n, or a list: [0,5,3]")
       ->type_name("N");
   command->add_flag("--mtp", o->mtp, "evaluate the multi-token-prediction layer, too");
   o->compute.add_to(command);

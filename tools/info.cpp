@@ -105,7 +105,8 @@ std::string layer_table(const json& d) {
   std::set<std::string> roles;
   for (const json& layer : d["layers"])
     for (const auto& role : layer["bytes"].items()) roles.insert(role.key());
-  std::vector<std::string> head = {"layer", "kind", "heads", "experts", "per token", "shared", "width"};
+  std::vector<std::string> head = {"layer",   "kind",      "heads",  "key heads", "head size",
+                                   "experts", "per token", "shared", "width",     "cached"};
   head.insert(head.end(), roles.begin(), roles.end());
   Table table(head);
   for (const json& layer : d["layers"]) {
@@ -116,10 +117,13 @@ std::string layer_table(const json& d) {
     std::vector<std::string> cells = {cell("layer"),
                                       cell("kind"),
                                       cell("num_attention_heads"),
+                                      cell("num_key_value_heads"),
+                                      cell("head_dim"),
                                       cell("n_routed_experts"),
                                       cell("num_experts_per_tok"),
                                       cell("n_shared_experts"),
-                                      cell(routed ? "moe_intermediate_size" : "intermediate_size")};
+                                      cell(routed ? "moe_intermediate_size" : "intermediate_size"),
+                                      cell("cached_values")};
     for (const std::string& role : roles)
       cells.push_back(layer["bytes"].contains(role) ? size_text(layer["bytes"][role]) : "-");
     table.add(std::move(cells));

@@ -30,6 +30,28 @@ void RowOptions::add_to(CLI::App* command) {
   command->parse_complete_callback([this, p] { has_prompt_ = p->count() > 0; });
 }
 
+namespace {
+
+// Padding is before the tokens or after them. What is before them is dropped: no token may see it, and that positions
+// begin at another number changes nothing, as only their differences count.
+void read_mask(const json& mask, const std::string& what, Row* row) {
+  if (!mask.is_array() || mask.size() != row->ids.size()) fail(what, " is not as long as input_ids");
+  for (size_t i = 0; i < mask.size(); ++i) {
+    if (mask[i] != 0 && mask[i] != 1) fail(what, ": item ", i, ": got ", mask[i].dump(), ", expected 0 or 1");
+    row->mask[i] = mask[i] == 1;
+  }
+  const auto first = std::find(row->mask.begin(), row->mask.end(), 1);
+  const auto after = std::find(first, row->mask.end(), 0);
+  if (std::find(after, row->mask.end(), 1) != row->mask.end())
+    fail(what, ": 0 at item ", after - row->mask.begin(),
+         " stands between tokens, expected padding at the ends");
+  if (first == row->mask.end()) return;  // nothing but padding
+  row->ids.erase(row->ids.begin(), row->ids.begin() + (first - row->mask.begin()));
+  row->mask.erase(row->mask.begin(), first);
+}
+
+}  // namespace
+
 std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) const {
   std::vector<Row> rows;
   const auto add = [&](std::vector<int32_t> row_ids) {
@@ -53,12 +75,11 @@ std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) con
     add(ids_of(lists, ids));
   if (given.is_object() && given.contains("attention_mask")) {
     const json& masks = given["attention_mask"];
-    for (size_t r = 0; r < rows.size(); ++r) {
-      const json& mask = lists[0].is_array() ? masks.at(r) : masks;
-      if (!mask.is_array() || mask.size() != rows[r].ids.size())
-        fail(ids, ": row ", r, ": attention_mask is not as long as input_ids");
-      for (size_t i = 0; i < mask.size(); ++i) rows[r].mask[i] = mask[i] != 0;
-    }
+    const bool many = lists[0].is_array();
+    if (!masks.is_array() || (many && masks.size() != rows.size()))
+      fail(ids, ": attention_mask is not a list of as many rows as input_ids");
+    for (size_t r = 0; r < rows.size(); ++r)
+      read_mask(many ? masks[r] : masks, text(ids, ": row ", r, ": attention_mask"), &rows[r]);
   }
   return rows;
 }

@@ -22,7 +22,8 @@ struct RowOptions {
   void add_to(CLI::App* command);
   // One row of the text, tokenized as the checkpoint does it by itself (added tokens are plain text), or the
   // rows of
-  // --ids: a list of ids, a list of such lists, or {"input_ids": rows, "attention_mask": rows of 0 and 1}.
+  // --ids: a list of ids, a list of such lists, or {"input_ids": rows, "attention_mask": rows of 0 and 1}. Padding before
+  // the tokens is dropped.
   std::vector<Row> read(const Model& model, std::string* text) const;
 
  private:

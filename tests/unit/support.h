@@ -65,8 +65,7 @@ class Rng {
   uint64_t state_;
 };
 
-// ---- element types, from their definitions
-// ----------------------------------------------------------------------
+// ---- element types, from their definitions ----------------------------------------------------------------
 
 // A binary format of one sign bit, `exponent_bits` with bias 2^(exponent_bits - 1) - 1, and `mantissa_bits`.
 inline double value_of(uint32_t code, int exponent_bits, int mantissa_bits) {
@@ -97,8 +96,7 @@ inline uint8_t nearest_e4m3(double x) {
   return std::signbit(x) ? best | 0x80 : best;
 }
 
-// ---- weights
-// ----------------------------------------------------------------------------------------------------
+// ---- weights ----------------------------------------------------------------------------------------------
 
 enum class Scales { None, F32, Bf16, F16 };
 
@@ -239,8 +237,7 @@ inline std::vector<double> rounded(lite::Rounding rounding, const std::vector<do
   return y;
 }
 
-// ---- running a graph
-// --------------------------------------------------------------------------------------------
+// ---- running a graph --------------------------------------------------------------------------------------
 
 constexpr int kThreads[] = {1, 2, 3, 5};
 

@@ -4,8 +4,7 @@
 using namespace lite;
 using test::Rng;
 
-// ---- rounding of activations (round_row)
-// --------------------------------------------------------------------------
+// ---- rounding of activations (round_row) ------------------------------------------------------------------
 
 TEST_CASE("round_row: goldens") {
   std::vector<float> v(128, 0.0f), out(128);
@@ -83,8 +82,7 @@ TEST_CASE("round_row: every group has its own scale, the last one may be short, 
   CHECK(tiny == std::vector<float>(128, 0.0f));
 }
 
-// ---- the builder
-// --------------------------------------------------------------------------------------------------
+// ---- the builder ------------------------------------------------------------------------------------------
 
 namespace {
 

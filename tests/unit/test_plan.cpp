@@ -521,8 +521,7 @@ TEST_CASE("run: a device's failure is returned, when nothing is running any more
   CHECK(late.unfinished() == 0);  // or it would go on writing into memory that the caller now owns
 }
 
-// ---- block tables
-// -------------------------------------------------------------------------------------------------
+// ---- block tables -----------------------------------------------------------------------------------------
 
 TEST_CASE("sequences: no row belongs to two, truncation gives blocks back, the capacity is exact") {
   Rng rng(50);

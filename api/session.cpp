@@ -1,0 +1,254 @@
+// The C API of sessions: evaluation, its results, and the choice of a token.
+#include <cmath>
+
+#include "api/handles.h"
+#include "ggml-lite/machine.h"
+
+using namespace dsv3::api;
+using dsv3::Config;
+using dsv3::Result;
+using dsv3::Status;
+
+namespace {
+
+Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_session_options* given) {
+  const Config& config = m.model->config();
+  if (task_of(config) == DSV3_TASK_LAYER)
+    return lite::invalid_argument("session options: a ", config.model_type,
+                                  " model has no sequences; use dsv3_layer_eval");
+  dsv3_session_options o;
+  LITE_TRY(read_options("dsv3_session_options", given, &o));
+  if (o.context == 0) o.context = int32_t(std::min<int64_t>(config.max_position_embeddings, 4096));
+  LITE_TRY(in_range("session options", "context (max_position_embeddings is the model's limit)", o.context, 1,
+                    config.max_position_embeddings));
+  if (o.max_seqs == 0) o.max_seqs = 1;
+  LITE_TRY(in_range("session options", "max_seqs", o.max_seqs, 1, 65536));
+  if (int64_t(o.max_seqs) * (o.context + lite::kBlockRows) > INT32_MAX)
+    return lite::invalid_argument("session options: max_seqs ", o.max_seqs, " times context ", o.context,
+                                  " is more than 2^31 rows");
+  if (o.max_batch_tokens == 0) o.max_batch_tokens = std::min(o.context, 512);
+  LITE_TRY(in_range("session options", "max_batch_tokens", o.max_batch_tokens, 1, 1 << 20));
+  if (o.max_logits == 0) o.max_logits = o.max_seqs;
+  LITE_TRY(in_range("session options", "max_logits", o.max_logits, 1, 1 << 20));
+  if (o.n_threads == 0) o.n_threads = lite::physical_cores();
+  LITE_TRY(in_range("session options", "n_threads", o.n_threads, 1, 1024));
+  LITE_TRY(in_range("session options", "attention", o.attention, DSV3_ATTENTION_ABSORBED,
+                    DSV3_ATTENTION_EXPANDED));
+  LITE_TRY(in_range("session options", "gemm", o.gemm, DSV3_GEMM_F32, DSV3_GEMM_FP8_UE8M0));
+  LITE_TRY(in_range("session options", "kv", o.kv, DSV3_KV_F32, DSV3_KV_BF16));
+  LITE_TRY(in_range("session options", "keep", o.keep, 0, DSV3_KEEP_HIDDEN | DSV3_KEEP_ROUTING));
+  if (o.mtp && config.num_nextn_predict_layers == 0)
+    return lite::invalid_argument("session options: mtp: the model has no multi-token-prediction layer");
+
+  dsv3::SessionOptions s;
+  s.context = o.context;
+  s.max_seqs = o.max_seqs;
+  s.max_batch_tokens = o.max_batch_tokens;
+  s.max_logits = o.max_logits;
+  s.n_threads = o.n_threads;
+  s.attention =
+      o.attention == DSV3_ATTENTION_EXPANDED ? dsv3::AttentionForm::Expanded : dsv3::AttentionForm::Absorbed;
+  const bool ue8m0 = o.gemm == DSV3_GEMM_FP8_UE8M0 ||
+                     (o.gemm == DSV3_GEMM_FP8 && config.scale_fmt == dsv3::ScaleFormat::Ue8m0);
+  s.rounding = o.gemm == DSV3_GEMM_F32 ? lite::Rounding::None
+               : ue8m0                 ? lite::Rounding::F8PowerOfTwo
+                                       : lite::Rounding::F8;
+  s.kv = o.kv == DSV3_KV_BF16 ? lite::DType::BF16 : lite::DType::F32;
+  s.keep_hidden = o.keep & DSV3_KEEP_HIDDEN;
+  s.keep_routing = o.keep & DSV3_KEEP_ROUTING;
+  s.mtp = o.mtp != 0;
+  s.progress = progress_function(o.progress, o.progress_user);
+  return s;
+}
+
+Result<dsv3_memory> session_memory(dsv3_model& m, const dsv3::SessionOptions& options) {
+  LITE_ASSIGN(const dsv3::MemoryUse use, dsv3::Session::memory(*m.model, options));
+  dsv3_memory memory = {};
+  memory.weights = use.weights;
+  memory.cache = use.cache;
+  memory.activations = use.activations;
+  memory.total = use.weights + use.cache + use.activations;
+  memory.machine = lite::memory_limit();
+  return memory;
+}
+
+std::string gib(int64_t bytes) {
+  char text[32];
+  snprintf(text, sizeof text, "%.2f GiB", double(bytes) / double(1 << 30));
+  return text;
+}
+
+Status give_row(const float* row, const char* what, int32_t i, const float** out) {
+  if (!row)
+    return lite::invalid_argument(what, ": token ", i,
+                                  " of the last batch has none; ask for it with want_logits");
+  *out = row;
+  return {};
+}
+
+}  // namespace
+
+dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* options, dsv3_memory* memory) {
+  return call([&]() -> Status {
+    if (!model) return null_argument("dsv3_session_memory", "model");
+    if (!memory) return null_argument("dsv3_session_memory", "memory");
+    LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
+    LITE_ASSIGN(const dsv3_memory use, session_memory(*model, o));
+    return write_struct("dsv3_memory", use, memory);
+  });
+}
+
+dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* options, dsv3_session** session) {
+  return call([&]() -> Status {
+    if (!model) return null_argument("dsv3_session_new", "model");
+    if (!session) return null_argument("dsv3_session_new", "session");
+    LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
+    LITE_ASSIGN(const dsv3_memory use, session_memory(*model, o));
+    const std::string numbers =
+        lite::str("cache ", gib(use.cache), ", activations ", gib(use.activations), ", weights ",
+                  gib(use.weights), "; this machine has ", gib(use.machine));
+    if (use.cache + use.activations > use.machine)
+      return lite::out_of_memory("new session: the memory is not there: ", numbers,
+                                 "; try a smaller context (", o.context, ") or fewer sequences (", o.max_seqs,
+                                 ")");
+    if (use.total > use.machine)
+      model->info("model and cache are larger than the memory: " + numbers +
+                      "; weights will be read from the disk again and again",
+                  DSV3_LOG_WARNING);
+    auto s = std::make_unique<dsv3_session>();
+    s->owner = model;
+    LITE_ASSIGN(s->session, dsv3::Session::create(*model->model, o));
+    const size_t vocab = size_t(model->model->config().vocab_size);
+    s->masked.resize(vocab);
+    s->scratch.order.reserve(vocab);
+    s->scratch.probability.reserve(vocab);
+    ++model->sessions;
+    *session = s.release();
+    return {};
+  });
+}
+
+void dsv3_session_free(dsv3_session* session) {
+  if (!session) return;
+  dsv3_model* owner = session->owner;
+  delete session;
+  --owner->sessions;
+}
+
+int32_t dsv3_session_context(const dsv3_session* session) {
+  return session ? session->session->options().context : 0;
+}
+
+dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
+  return call([&]() -> Status {
+    if (!session) return null_argument("dsv3_eval", "session");
+    if (!batch) return null_argument("dsv3_eval", "batch");
+    dsv3_batch b;
+    LITE_TRY(read_options("dsv3_batch", batch, &b));
+    if (!b.token) return null_argument("dsv3_eval", "batch.token");
+    if (b.n < 1) return lite::invalid_argument("dsv3_eval: batch.n is ", b.n, ", expected at least 1");
+    if (b.phase < DSV3_PHASE_AUTO || b.phase > DSV3_PHASE_DECODE)
+      return lite::invalid_argument("dsv3_eval: batch.phase is ", int(b.phase), ", expected 0..2");
+    return session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits});
+  });
+}
+
+// ---- results
+
+dsv3_status dsv3_logits(const dsv3_session* session, int32_t i, const float** logits) {
+  return call([&]() -> Status {
+    if (!session) return null_argument("dsv3_logits", "session");
+    if (!logits) return null_argument("dsv3_logits", "logits");
+    return give_row(session->session->logits(i), "logits", i, logits);
+  });
+}
+
+dsv3_status dsv3_mtp_logits(const dsv3_session* session, int32_t i, const float** logits) {
+  return call([&]() -> Status {
+    if (!session) return null_argument("dsv3_mtp_logits", "session");
+    if (!logits) return null_argument("dsv3_mtp_logits", "logits");
+    return give_row(session->session->mtp_logits(i), "MTP logits", i, logits);
+  });
+}
+
+dsv3_status dsv3_kept(const dsv3_session* session, const char* name, int32_t i, dsv3_dtype* dtype,
+                      const void** values, int32_t* n) {
+  return call([&]() -> Status {
+    if (!session) return null_argument("dsv3_kept", "session");
+    if (!name) return null_argument("dsv3_kept", "name");
+    if (!dtype || !values || !n) return null_argument("dsv3_kept", "dtype, values or n");
+    LITE_ASSIGN(const lite::Tensor row, session->session->kept(name, i));
+    *dtype = row.dtype == lite::DType::I32 ? DSV3_I32 : DSV3_F32;
+    *values = row.data;
+    *n = int32_t(row.elements());
+    return {};
+  });
+}
+
+int32_t dsv3_seq_length(const dsv3_session* session, int32_t seq) {
+  if (!session || seq < 0 || seq >= session->session->options().max_seqs) return -1;
+  return int32_t(session->session->sequences().length(seq));
+}
+
+dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length) {
+  return call([&]() -> Status {
+    if (!session) return null_argument("dsv3_seq_truncate", "session");
+    const int32_t now = dsv3_seq_length(session, seq);
+    if (now < 0)
+      return lite::invalid_argument("dsv3_seq_truncate: got sequence ", seq, ", expected 0..",
+                                    session->session->options().max_seqs - 1);
+    if (length < 0 || length > now)
+      return lite::invalid_argument("dsv3_seq_truncate: got length ", length, ", expected 0..", now);
+    session->session->sequences().resize(seq, length);
+    return {};
+  });
+}
+
+dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq) {
+  return dsv3_seq_truncate(session, seq, 0);
+}
+
+void dsv3_cancel(dsv3_session* session) {
+  if (session) session->session->cancel();
+}
+
+// ---- choosing a token
+
+dsv3_status dsv3_model_sampling(const dsv3_model* model, dsv3_sampling* sampling) {
+  return call([&]() -> Status {
+    if (!model) return null_argument("dsv3_model_sampling", "model");
+    if (!sampling) return null_argument("dsv3_model_sampling", "sampling");
+    const dsv3::Sampling& s = model->sampling;
+    return write_struct("dsv3_sampling", dsv3_sampling{0, s.top_k, s.temperature, s.top_p, s.min_p},
+                        sampling);
+  });
+}
+
+dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* sampling, uint64_t seed,
+                        int32_t* token) {
+  return call([&]() -> Status {
+    if (!session) return null_argument("dsv3_sample", "session");
+    if (!token) return null_argument("dsv3_sample", "token");
+    if (task_of(session->owner->model->config()) != DSV3_TASK_CAUSAL_LM)
+      return lite::invalid_argument(
+          "dsv3_sample: the model's head is not a language model's; its logits name no tokens");
+    dsv3::Sampling s = session->owner->sampling;
+    if (sampling) {
+      dsv3_sampling o;
+      LITE_TRY(read_options("dsv3_sampling", sampling, &o));
+      s = {o.temperature, o.top_k, o.top_p == 0 ? 1 : o.top_p, o.min_p};
+    }
+    LITE_TRY(s.check());
+    const float* logits = nullptr;
+    LITE_TRY(give_row(session->session->logits(i), "sample", i, &logits));
+    // Rows of the embedding that no token names are untrained.
+    const int32_t vocab = int32_t(session->masked.size());
+    std::memcpy(session->masked.data(), logits, size_t(vocab) * sizeof(float));
+    if (const dsv3_tokenizer* t = tokenizer_of(*session->owner))
+      for (int32_t id = 0; id < vocab; ++id)
+        if (!t->tokenizer.is_token(id)) session->masked[id] = -INFINITY;
+    LITE_ASSIGN(*token, dsv3::sample(session->masked.data(), vocab, s, seed,
+                                     session->session->position(i) + 1, &session->scratch));
+    return {};
+  });
+}

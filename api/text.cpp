@@ -1,0 +1,136 @@
+// The C API of text: tokenizers.
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "api/handles.h"
+
+using namespace dsv3::api;
+using dsv3::Result;
+using dsv3::Status;
+
+namespace {
+
+Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer(const dsv3::Tokenizer::Files& files) {
+  LITE_ASSIGN(dsv3::Tokenizer tokenizer, dsv3::Tokenizer::open(files));
+  return std::make_unique<dsv3_tokenizer>(dsv3_tokenizer{std::move(tokenizer)});
+}
+
+Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer_at(const std::string& path) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(path, ignored)) {
+    LITE_ASSIGN(const lite::PackFile file, lite::PackFile::open(path));
+    auto opened = open_tokenizer([&](std::string_view name) { return file.section(name); });
+    return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
+  }
+  std::map<std::string, std::pair<std::string, std::string_view>, std::less<>> read;
+  auto opened = open_tokenizer([&](std::string_view name) -> const std::string_view* {
+    const auto [it, fresh] = read.try_emplace(std::string(name));
+    if (fresh) {
+      std::ifstream in(path + "/" + std::string(name), std::ios::binary);
+      if (!in) return nullptr;
+      it->second.first.assign(std::istreambuf_iterator<char>(in), {});
+      it->second.second = it->second.first;
+    }
+    return it->second.second.data() ? &it->second.second : nullptr;
+  });
+  return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
+}
+
+}  // namespace
+
+namespace dsv3::api {
+
+const dsv3_tokenizer* tokenizer_of(const dsv3_model& m) {
+  const std::lock_guard lock(m.text_lock);
+  if (!m.text_read) {
+    auto opened = open_tokenizer([&](std::string_view name) { return m.model->file().section(name); });
+    if (opened.ok())
+      m.tokenizer = std::move(*opened);
+    else
+      m.text_status = opened.status().in("open " + m.model->file().path());
+    m.text_read = true;
+  }
+  return m.tokenizer.get();
+}
+
+}  // namespace dsv3::api
+
+dsv3_status dsv3_tokenizer_open(const char* path, dsv3_tokenizer** tokenizer) {
+  return call([&]() -> Status {
+    if (!path) return null_argument("dsv3_tokenizer_open", "path");
+    if (!tokenizer) return null_argument("dsv3_tokenizer_open", "tokenizer");
+    LITE_ASSIGN(std::unique_ptr<dsv3_tokenizer> opened, open_tokenizer_at(path));
+    *tokenizer = opened.release();
+    return {};
+  });
+}
+
+void dsv3_tokenizer_free(dsv3_tokenizer* tokenizer) {
+  delete tokenizer;
+}
+
+dsv3_status dsv3_model_tokenizer(dsv3_model* model, const dsv3_tokenizer** tokenizer) {
+  return call([&]() -> Status {
+    if (!model) return null_argument("dsv3_model_tokenizer", "model");
+    if (!tokenizer) return null_argument("dsv3_model_tokenizer", "tokenizer");
+    const dsv3_tokenizer* t = tokenizer_of(*model);
+    if (!t) return model->text_status;
+    *tokenizer = t;
+    return {};
+  });
+}
+
+dsv3_status dsv3_tokenize(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes, uint32_t flags,
+                          int32_t* ids, size_t capacity, size_t* n_ids) {
+  return call([&]() -> Status {
+    if (!tokenizer) return null_argument("dsv3_tokenize", "tokenizer");
+    if (!text && n_bytes) return null_argument("dsv3_tokenize", "text");
+    if (!ids && capacity) return null_argument("dsv3_tokenize", "ids");
+    if (!n_ids) return null_argument("dsv3_tokenize", "n_ids");
+    if (flags & ~uint32_t(DSV3_PARSE_ADDED | DSV3_BOS | DSV3_BOS_AUTO))
+      return lite::invalid_argument("dsv3_tokenize: unknown flags ", flags);
+    const dsv3::Tokenizer& t = tokenizer->tokenizer;
+    dsv3::EncodeOptions o;
+    o.parse_added = flags & DSV3_PARSE_ADDED;
+    o.bos = (flags & DSV3_BOS) || ((flags & DSV3_BOS_AUTO) && t.adds_bos());
+    std::vector<int32_t> out;
+    LITE_TRY(t.encode(std::string_view(text ? text : "", n_bytes), o, &out));
+    copy_out(out.data(), out.size(), ids, capacity, n_ids);
+    return {};
+  });
+}
+
+dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags,
+                            char* text, size_t capacity, size_t* n_bytes) {
+  return call([&]() -> Status {
+    if (!tokenizer) return null_argument("dsv3_detokenize", "tokenizer");
+    if (!ids && n_ids) return null_argument("dsv3_detokenize", "ids");
+    if (!text && capacity) return null_argument("dsv3_detokenize", "text");
+    if (!n_bytes) return null_argument("dsv3_detokenize", "n_bytes");
+    if (flags & ~uint32_t(DSV3_SKIP_SPECIAL))
+      return lite::invalid_argument("dsv3_detokenize: unknown flags ", flags);
+    LITE_ASSIGN(const std::string out, tokenizer->tokenizer.decode({ids, n_ids}, flags & DSV3_SKIP_SPECIAL));
+    copy_out(out.data(), out.size(), text, capacity, n_bytes);
+    return {};
+  });
+}
+
+size_t dsv3_utf8_complete(const char* text, size_t n_bytes) {
+  return text ? dsv3::utf8_complete_prefix(std::string_view(text, n_bytes)) : 0;
+}
+
+int dsv3_is_end_token(const dsv3_model* model, int32_t id) {
+  if (!model) return 0;
+  const auto holds = [id](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), id) != ids.end();
+  };
+  if (holds(model->end_ids)) return 1;
+  bool end = false;
+  const dsv3_status status = call([&]() -> Status {
+    const dsv3_tokenizer* t = tokenizer_of(*model);
+    end = t && holds(t->tokenizer.eos());
+    return {};
+  });
+  return status == DSV3_OK && end;
+}

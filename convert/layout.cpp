@@ -1,0 +1,50 @@
+#include "convert/layout.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <unordered_map>
+
+namespace dsv3 {
+
+namespace fs = std::filesystem;
+
+Result<std::vector<lite::PackExtent>> group_into_extents(std::span<const Stored> tensors) {
+  std::vector<lite::PackExtent> extents;
+  std::vector<int> layer_of;  // of extents of experts, else -1
+  const TensorInfo* before = nullptr;
+  for (const Stored& t : tensors) {
+    const bool same_expert =
+        before && t.info->expert >= 0 && t.info->expert == before->expert && t.info->layer == before->layer;
+    if (!same_expert) {
+      extents.emplace_back();
+      layer_of.push_back(t.info->expert >= 0 ? t.info->layer : -1);
+    }
+    extents.back().tensors.push_back(t.entry);
+    before = t.info;
+  }
+  std::unordered_map<int, int64_t> stride;  // of a layer's experts
+  for (size_t i = 0; i < extents.size(); ++i) {
+    if (layer_of[i] < 0) continue;
+    LITE_ASSIGN(const int64_t bytes, lite::extent_bytes(extents[i]));
+    stride[layer_of[i]] = std::max(stride[layer_of[i]], bytes);
+  }
+  for (size_t i = 0; i < extents.size(); ++i)
+    if (layer_of[i] >= 0) extents[i].stride = stride[layer_of[i]];
+  return extents;
+}
+
+Status check_destination(const std::string& path, bool force) {
+  std::error_code error;
+  const fs::file_status out = fs::status(path, error);
+  if (!fs::exists(out)) return {};
+  const std::string what = "create " + path;
+  if (!fs::is_regular_file(out)) return lite::invalid_argument(what, ": it is there and is not a file");
+  if (!force) return lite::invalid_argument(what, ": it exists; try another name, or --force to replace it");
+  // A typing error must not cost the weights: --force replaces only what this program made.
+  if (fs::file_size(path, error) != 0 && !lite::looks_packed(path))
+    return lite::invalid_argument(what,
+                                  ": it exists and is not a packed file, which --force does not replace");
+  return {};
+}
+
+}  // namespace dsv3

@@ -1,0 +1,26 @@
+// What every way of making a packed file shares: where its tensors lie, and whether its place is free.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ggml-lite/pack.h"
+#include "model/tensors.h"
+
+namespace dsv3 {
+
+// A tensor of the table as the file holds it.
+struct Stored {
+  const TensorInfo* info;
+  lite::PackEntry entry;
+};
+
+// Extents in the order of the table: a tensor each, or one expert's matrices; all experts of a layer get the length of
+// its longest, so that expert e lies at e times that.
+Result<std::vector<lite::PackExtent>> group_into_extents(std::span<const Stored> tensors);
+
+// Whether `path` may be written: nothing is there, or with `force` a packed file.
+Status check_destination(const std::string& path, bool force);
+
+}  // namespace dsv3
