@@ -3,17 +3,24 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "text/span.h"
 
 namespace dsv3 {
 
 struct AddedToken {
   int32_t id = 0;
   std::string text;
-  bool special = false;     // visible text leaves it out
-  bool normalized = false;  // looked for after all that are not
+  bool special = false;      // visible text leaves it out
+  bool normalized = false;   // looked for in normalized text, after all that are not
+  bool lstrip = false;       // takes the white space before it along
+  bool rstrip = false;       // and behind it
+  bool single_word = false;  // none where a letter, digit or the like is next to it
+  bool anywhere = false;     // recognised in text of any origin, not only in trusted spans
 };
 
 // Finds the tokens of a set, leftmost first and longest at the same place.
@@ -26,13 +33,13 @@ class AddedTokenSet {
     size_t begin = 0;
     const AddedToken* token = nullptr;  // null: no match
   };
-  // The first match that begins at `from` or later. Time: that distance, times the length of the longest
-  // token.
-  Match find(std::string_view text, size_t from) const;
+  // The first match that begins at `from` or later and lies in one of the spans, which ascend and do not
+  // touch, or anywhere if the token may. Time: that distance, times the length of the longest token.
+  Match find(std::string_view text, std::span<const TextSpan> trusted, size_t from) const;
   int32_t id(std::string_view text) const;  // -1: none
 
  private:
-  const AddedToken* longest_at(std::string_view text) const;
+  const AddedToken* longest_at(std::string_view text, size_t n_trusted) const;
 
   std::vector<AddedToken> tokens_;     // by text
   std::array<bool, 256> begins_ = {};  // some token begins with this byte

@@ -1,5 +1,7 @@
 #include "text/tokenizer.h"
 
+#include <algorithm>
+
 #include "text/definition.h"
 #include "text/json_fields.h"
 #include "text/utf8.h"
@@ -7,6 +9,39 @@
 namespace dsv3 {
 
 using lite::Json;
+
+namespace {
+
+using Spans = std::vector<TextSpan>;
+
+// The spans within bytes begin..end-1 of the text, counted from there.
+Spans part_of(const Spans& spans, size_t begin, size_t end) {
+  Spans out;
+  auto s = std::upper_bound(spans.begin(), spans.end(), begin,
+                            [](size_t at, const TextSpan& span) { return at < span.end; });
+  for (; s != spans.end() && s->begin < end; ++s)
+    out.push_back({std::max(s->begin, begin) - begin, std::min(s->end, end) - begin});
+  return out;
+}
+
+// The spans without empty ones, touching ones as one.
+Result<Spans> merged(std::span<const TextSpan> spans, size_t size) {
+  Spans out;
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const TextSpan& s = spans[i];
+    if (s.begin > s.end || s.end > size || (i > 0 && s.begin < spans[i - 1].end))
+      return lite::invalid_argument("encode text: trusted span ", i, " is bytes ", s.begin, "..", s.end,
+                                    " of ", size, "; spans must ascend and not overlap");
+    if (s.begin == s.end) continue;
+    if (!out.empty() && out.back().end == s.begin)
+      out.back().end = s.end;
+    else
+      out.push_back(s);
+  }
+  return out;
+}
+
+}  // namespace
 
 struct Tokenizer::Impl {
   TokenizerDefinition definition;
@@ -84,27 +119,27 @@ struct Tokenizer::Impl {
 
   // Cuts `text` by the added tokens of `set`; what is between them goes on to `encode_rest`.
   template <class Rest>
-  static Status cut(const AddedTokenSet& set, std::string_view text, std::vector<int32_t>* ids,
-                    Rest encode_rest) {
+  static Status cut(const AddedTokenSet& set, std::string_view text, const Spans& trusted,
+                    std::vector<int32_t>* ids, Rest encode_rest) {
+    const auto rest = [&](size_t begin, size_t end) {
+      return encode_rest(text.substr(begin, end - begin), part_of(trusted, begin, end));
+    };
     for (size_t at = 0;;) {
-      const AddedTokenSet::Match match = set.find(text, at);
-      if (!match.token) return encode_rest(text.substr(at));
-      LITE_TRY(encode_rest(text.substr(at, match.begin - at)));
+      const AddedTokenSet::Match match = set.find(text, trusted, at);
+      if (!match.token) return rest(at, text.size());
+      LITE_TRY(rest(at, match.begin));
       ids->push_back(match.token->id);
       at = match.begin + match.token->text.size();
     }
   }
 
-  Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>* ids) const {
+  Status encode(std::string_view text, const Spans& trusted, std::vector<int32_t>* ids) const {
     if (text.size() > INT32_MAX)
       return lite::invalid_argument("encode text: ", text.size(), " bytes, at most 2^31-1");
-    if (options.bos && bos < 0)
-      return lite::invalid_argument(
-          "encode text: asked for a beginning-of-sentence token, the tokenizer has none");
-    if (options.bos) ids->push_back(bos);
-    const auto plain = [&](std::string_view rest) { return encode_plain(rest, ids); };
-    if (!options.parse_added) return plain(text);
-    return cut(exact, text, ids, [&](std::string_view rest) { return cut(normalized, rest, ids, plain); });
+    return cut(exact, text, trusted, ids, [&](std::string_view rest, const Spans& in_rest) {
+      return cut(normalized, rest, in_rest, ids,
+                 [&](std::string_view plain, const Spans&) { return encode_plain(plain, ids); });
+    });
   }
 };
 
@@ -169,7 +204,20 @@ Result<int32_t> Tokenizer::find(std::string_view token) const {
 Status Tokenizer::encode(std::string_view text, const EncodeOptions& options,
                          std::vector<int32_t>* ids) const {
   ids->clear();
-  const Status status = impl_->encode(text, options, ids);
+  if (options.bos && impl_->bos < 0)
+    return lite::invalid_argument(
+        "encode text: asked for a beginning-of-sentence token, the tokenizer has none");
+  const TextSpan everything{0, text.size()};
+  LITE_TRY(encode_spans(text, {&everything, options.parse_added ? 1u : 0u}, ids));
+  if (options.bos) ids->insert(ids->begin(), impl_->bos);
+  return {};
+}
+
+Status Tokenizer::encode_spans(std::string_view text, std::span<const TextSpan> trusted,
+                               std::vector<int32_t>* ids) const {
+  ids->clear();
+  LITE_ASSIGN(const Spans spans, merged(trusted, text.size()));
+  const Status status = impl_->encode(text, spans, ids);
   if (!status.ok()) ids->clear();
   return status;
 }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ggml-lite/status.h"
+#include "text/span.h"
 
 namespace dsv3 {
 
@@ -55,6 +56,11 @@ class Tokenizer {
   // text. Bytes for which the vocabulary has no token are InvalidArgument; a released vocabulary has all that
   // UTF-8 can have.
   Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>* ids) const;
+  // The same for a text of which only some spans are trusted: an added token is recognised where a span holds
+  // all of it, and nowhere else, so that no user can write "<|User|>". Spans ascend and do not overlap
+  // (InvalidArgument); touching ones are one. Text is merged across their borders like any other.
+  Status encode_spans(std::string_view text, std::span<const TextSpan> trusted,
+                      std::vector<int32_t>* ids) const;
   // The tokens' bytes one after the other; with skip_special without special tokens. An id below size() that
   // names no token gives nothing, one outside 0..size()-1 InvalidArgument.
   Result<std::string> decode(std::span<const int32_t> ids, bool skip_special) const;

@@ -481,7 +481,8 @@ TEST_CASE("added tokens are cut out leftmost first, longest at one place, and on
   const AddedTokenSet set(
       {{1, "<a>", true, false}, {2, "<a>b", true, false}, {3, "a>bc", true, false}, {4, "é", true, false}});
   const auto found = [&](std::string_view text, size_t from = 0) {
-    const AddedTokenSet::Match m = set.find(text, from);
+    const TextSpan all{0, text.size()};
+    const AddedTokenSet::Match m = set.find(text, {&all, 1}, from);
     return std::pair(m.token ? m.token->id : -1, m.begin);
   };
   CHECK(found("x<a>y") == std::pair(1, size_t(1)));
@@ -495,13 +496,41 @@ TEST_CASE("added tokens are cut out leftmost first, longest at one place, and on
   CHECK(found("") == std::pair(-1, size_t(0)));
   CHECK(set.id("<a>b") == 2);
   CHECK(set.id("<a") == -1);
-  CHECK(AddedTokenSet().find("<a>", 0).token == nullptr);
+  CHECK(AddedTokenSet().find("<a>", {}, 0).token == nullptr);
 
   const Tokenizer t = must_open(file(small_json()));
   CHECK(encode(t, "a<s>b<t><s>", {.parse_added = true}) == Ids{'a', 260, 'b', 261, 260});
   CHECK(encode(t, "a<s>b") == Ids{'a', '<', 's', '>', 'b'});
   CHECK(decode(t, {'a', 260, 261, 'b'}) == "a<s><t>b");
   CHECK(decode(t, {'a', 260, 261, 'b'}, true) == "a<t>b");
+}
+
+TEST_CASE("added tokens are recognised in trusted spans only, and wholly inside one") {
+  const Tokenizer t = must_open(file(small_json()));
+  const auto encoded = [&](std::string_view text, std::vector<TextSpan> trusted) {
+    Ids ids;
+    const Status status = t.encode_spans(text, trusted, &ids);
+    REQUIRE_MESSAGE(status.ok(), status.message());
+    return ids;
+  };
+  const Ids plain = {'<', 's', '>'};
+  CHECK(encoded("<s>", {}) == plain);
+  CHECK(encoded("<s>", {{0, 3}}) == Ids{260});
+  CHECK(encoded("<s>", {{0, 2}}) == plain);
+  CHECK(encoded("<s>", {{1, 3}}) == plain);
+  CHECK(encoded("<s>", {{0, 1}, {2, 3}}) == plain);
+  CHECK(encoded("<s>", {{0, 1}, {1, 1}, {1, 3}}) == Ids{260});  // touching spans are one
+  CHECK(encoded("<s><s><t>", {{0, 3}, {6, 9}}) == Ids{260, '<', 's', '>', 261});
+  CHECK(encoded("<s><s>", {{3, 6}}) == Ids{'<', 's', '>', 260});
+  CHECK(encoded("abc", {{0, 1}}) == Ids{258});  // a border parts no text
+  Ids ids = {1};
+  for (const std::vector<TextSpan>& wrong :
+       {std::vector<TextSpan>{{0, 4}}, {{2, 1}}, {{0, 2}, {1, 3}}, {{2, 3}, {0, 1}}, {{4, 4}}}) {
+    const Status status = t.encode_spans("<s>", wrong, &ids);
+    CHECK(status.code() == Code::InvalidArgument);
+    CHECK(status.message().find("trusted span") != std::string::npos);
+    CHECK(ids.empty());
+  }
 }
 
 TEST_CASE("tokens to be found in normalized text are found after the others") {
