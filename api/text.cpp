@@ -1,8 +1,5 @@
 // The C API of text: tokenizers.
-#include <filesystem>
-#include <fstream>
-#include <map>
-
+#include "api/checkpoint_files.h"
 #include "api/handles.h"
 
 using namespace dsv3::api;
@@ -17,23 +14,8 @@ Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer(const dsv3::Tokenizer::Fi
 }
 
 Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer_at(const std::string& path) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(path, ignored)) {
-    LITE_ASSIGN(const lite::PackFile file, lite::PackFile::open(path));
-    auto opened = open_tokenizer([&](std::string_view name) { return file.section(name); });
-    return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
-  }
-  std::map<std::string, std::pair<std::string, std::string_view>, std::less<>> read;
-  auto opened = open_tokenizer([&](std::string_view name) -> const std::string_view* {
-    const auto [it, fresh] = read.try_emplace(std::string(name));
-    if (fresh) {
-      std::ifstream in(path + "/" + std::string(name), std::ios::binary);
-      if (!in) return nullptr;
-      it->second.first.assign(std::istreambuf_iterator<char>(in), {});
-      it->second.second = it->second.first;
-    }
-    return it->second.second.data() ? &it->second.second : nullptr;
-  });
+  LITE_ASSIGN(CheckpointFiles files, CheckpointFiles::open(path));
+  auto opened = open_tokenizer(files.reader());
   return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
 }
 

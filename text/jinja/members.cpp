@@ -128,7 +128,7 @@ Result<Value> slice(Runtime& r, const Value& of, const Value* begin, const Value
   if (const Undefined* u = of.as_undefined()) return invalid_argument(*u->what);
   const Sequence* s = of.sequence();
   if (!of.text() && !(s && s->kind <= Sequence::Kind::Range))
-    return Value::undefined(str("a '", of.type(), "' cannot be sliced"));
+    return invalid_argument("a '", of.type(), "' cannot be sliced");
   const int64_t n = s ? int64_t(s->items.size()) : of.text()->length();
   LITE_ASSIGN(int64_t by, slice_bound(step, 1));
   if (by == 0) return invalid_argument("a slice's step is 0");
