@@ -82,6 +82,10 @@ const char* dsv3_status_name(dsv3_status status) {
   return "unknown status";
 }
 
+int32_t dsv3_abi_version(void) {
+  return DSV3_ABI_VERSION;
+}
+
 const char* dsv3_version(void) {
   static const std::string text =
       std::string("dsv3 " DSV3_VERSION_TEXT "\ngit: " DSV3_GIT_ID "\nbackends: ref\nprocessor: ") +
@@ -120,12 +124,15 @@ Status read_generation_config(dsv3_model* m) {
     if (const Json::Array* ids = eos->array())
       for (const Json& id : *ids) add(id);
   }
+  if (const Json* v = json.find("repetition_penalty")) v->number(&m->sampling.repetition_penalty);
   const Json* do_sample = json.find("do_sample");
-  if (!do_sample || !do_sample->boolean() || !*do_sample->boolean()) return {};
+  if (!do_sample || !do_sample->boolean() || !*do_sample->boolean())
+    return m->sampling.check().in("read generation_config.json");
   m->sampling.temperature = 1;
   if (const Json* v = json.find("temperature")) v->number(&m->sampling.temperature);
   if (const Json* v = json.find("top_p")) v->number(&m->sampling.top_p);
   if (const Json* v = json.find("min_p")) v->number(&m->sampling.min_p);
+  if (const Json* v = json.find("typical_p")) v->number(&m->sampling.typical_p);
   if (const Json* v = json.find("top_k"); v && v->integer())
     m->sampling.top_k = int32_t(std::clamp<int64_t>(*v->integer(), 0, INT32_MAX));
   return m->sampling.check().in("read generation_config.json");

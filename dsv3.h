@@ -15,12 +15,14 @@
  *   Handles    are opaque; freeing NULL does nothing. Pointers given out stay the library's; each comment says for
  *              how long they hold.
  *   Structs    of options start with struct_size, to be set to sizeof the struct: a program built against an older
- *              header goes on working. NULL means all defaults; so does a zero field unless its comment differs.
+ *              header goes on working, and one built against a newer header too, unless it sets an option that this
+ *              library does not know (UNSUPPORTED). NULL means all defaults; so does a zero field unless its comment
+ *              differs.
  *   Units      bytes are int64_t or size_t, counts of tokens int32_t. Text is UTF-8 bytes with a length.
- *   Threads    A model and a tokenizer may be used from any thread, a session from one at a time; evaluations of one
- *              model's sessions run one after the other. dsv3_cancel may be called from anywhere, also a signal
- *              handler. Callbacks run on the calling thread and must not call the library on the same model
- *              or its sessions, dsv3_cancel excepted.
+ *   Threads    Each comment says who may call. "Any thread": at any time, beside any other call but the one that ends the
+ *              handle. "One thread": no two such calls on the same session run at a time. Evaluations of
+ *              one model's sessions wait for each other. Callbacks run on the calling thread and must not call the
+ *              library on the same model or its sessions, dsv3_cancel excepted.
  *   Promises   The library never prints, exits, reads the environment or lets an exception out.
  */
 #ifndef DSV3_H
@@ -38,6 +40,12 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* Programs work with every library of the same number: calls and fields are added under it, never changed. */
+#define DSV3_ABI_VERSION 1
+
+/* The library's DSV3_ABI_VERSION. Any thread. */
+DSV3_API int32_t dsv3_abi_version(void);
 
 /* ---- status ---------------------------------------------------------------------------------------------- */
 
@@ -57,13 +65,15 @@ typedef enum dsv3_status {
   DSV3_INTERNAL = 99         /* a bug of ours */
 } dsv3_status;
 
-/* The calling thread's last failure, "" before the first. Holds until the thread's next failing call. Never null. */
+/* The calling thread's last failure, "" before the first. Holds until the thread's next failing call. Never null. Any
+ * thread. */
 DSV3_API const char* dsv3_last_error(void);
 
-/* "invalid argument", "corrupt", ...; "unknown status" for a number that is none. Static. */
+/* "invalid argument", "corrupt", ...; "unknown status" for a number that is none. Static. Any thread. */
 DSV3_API const char* dsv3_status_name(dsv3_status status);
 
-/* Version, git id, backends and instruction sets of this build and machine, one fact a line. Static. */
+/* Version, git id, backends and instruction sets of this build and machine, one fact a line. Static. Any
+ * thread. */
 DSV3_API const char* dsv3_version(void);
 
 /* ---- model ----------------------------------------------------------------------------------------------- */
@@ -90,7 +100,7 @@ typedef struct dsv3_model_options {
  * Errors: NOT_FOUND, IO, CORRUPT, UNSUPPORTED (version, architecture, backend), CANCELLED. Any thread. */
 DSV3_API dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options, dsv3_model** model);
 
-/* BUSY while a session of the model is alive; then nothing changes. */
+/* BUSY while a session of the model is alive; then nothing changes. One thread, when no other uses the model. */
 DSV3_API dsv3_status dsv3_model_close(dsv3_model* model);
 
 /* What the head computes for a position. */
@@ -123,15 +133,16 @@ typedef struct dsv3_model_info {
   int32_t n_experts_per_token; /* most that any layer chooses; 0: no layer has experts */
 } dsv3_model_info;
 
+/* Any thread. */
 DSV3_API dsv3_status dsv3_model_get_info(const dsv3_model* model, dsv3_model_info* info);
 
 /* Name of label i of a classification model, from config.json's id2label. Holds as long as the model; null for an i
- * that is none. */
+ * that is none. Any thread. */
 DSV3_API const char* dsv3_model_label(const dsv3_model* model, int32_t i);
 
 /* Everything about the model as one JSON object: "config" (effective), "layers" (each layer's effective
  * configuration and bytes per role), "tensors" (name, dtype, shape, role, bytes, scale blocks), "sections",
- * "provenance". Built at the first call (some MB for a large model); holds as long as the model. */
+ * "provenance". Built at the first call (some MB for a large model); holds as long as the model. Any thread. */
 DSV3_API dsv3_status dsv3_model_describe(dsv3_model* model, const char** json);
 
 /* ---- text ------------------------------------------------------------------------------------------------ */
@@ -157,7 +168,11 @@ enum {
 DSV3_API dsv3_status dsv3_tokenize(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes,
                                    uint32_t flags, int32_t* ids, size_t capacity, size_t* n_ids);
 
-enum { DSV3_SKIP_SPECIAL = 1 }; /* leave special tokens out */
+enum {
+  DSV3_SKIP_SPECIAL = 1, /* leave special tokens out */
+  DSV3_CONTINUES =
+      2 /* the ids go on from others: keep the space that some tokenizers' texts lose at their beginning */
+};
 
 /* Ids to bytes, the same convention; not null-terminated. INVALID_ARGUMENT for an id outside the vocabulary. */
 DSV3_API dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids,
@@ -297,17 +312,18 @@ typedef struct dsv3_memory {
   int64_t machine;      /* memory this process may use: RAM or its cgroup's or its own limit */
 } dsv3_memory;
 
-/* Touches no weight and allocates little. Errors as dsv3_session_new. */
+/* Touches no weight and allocates little. Errors as dsv3_session_new. Any thread. */
 DSV3_API dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* options,
                                          dsv3_memory* memory);
 
 /* INVALID_ARGUMENT for options out of range (a context beyond max_position_embeddings, mtp without such a layer);
- * OUT_OF_MEMORY with the numbers when cache and activations exceed what the machine has. */
+ * OUT_OF_MEMORY with the numbers when cache and activations exceed what the machine has. Any thread. */
 DSV3_API dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* options,
                                       dsv3_session** session);
+/* One thread, as the last to use the session. */
 DSV3_API void dsv3_session_free(dsv3_session* session);
 
-/* The context per sequence that the session was made with. */
+/* The context per sequence that the session was made with. Any thread. */
 DSV3_API int32_t dsv3_session_context(const dsv3_session* session);
 
 typedef enum dsv3_phase { DSV3_PHASE_AUTO = 0, DSV3_PHASE_PROMPT = 1, DSV3_PHASE_DECODE = 2 } dsv3_phase;
@@ -324,56 +340,150 @@ typedef struct dsv3_batch {
 /* Appends the tokens to their sequences, each at its sequence's next position, and computes the logits asked for.
  * A token's results depend on its sequence alone: bit for bit the same whatever the batch, its cutting or the number
  * of threads. On any error no sequence has changed. Errors: INVALID_ARGUMENT, CONTEXT_FULL, CANCELLED, DEVICE.
+ * One thread; waits for evaluations of the model's other sessions.
  * Cost: allocates nothing, except that OpenMP makes a thread's team at its first evaluation, or when its sessions
  * differ in n_threads; for one token about bytes_per_token divided by the memory's bandwidth. */
 DSV3_API dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch);
 
 /* Row of logits [n_outputs] of token i of the last batch; holds until the next call on the session.
- * INVALID_ARGUMENT if it was not asked for. */
+ * INVALID_ARGUMENT if it was not asked for. One thread. */
 DSV3_API dsv3_status dsv3_logits(const dsv3_session* session, int32_t i, const float** logits);
 
 /* Multi-token prediction, with option mtp: logits [vocab_size] for the token after token i of the last batch, which
  * the MTP layer computes from token i and the main model's hidden state one position earlier. There for every token
- * whose logits were asked for, except the first of a sequence. */
+ * whose logits were asked for, except the first of a sequence. One thread. */
 DSV3_API dsv3_status dsv3_mtp_logits(const dsv3_session* session, int32_t i, const float** logits);
 
 typedef enum dsv3_dtype { DSV3_F32 = 0, DSV3_I32 = 1 } dsv3_dtype;
 
 /* Row of a kept intermediate result for token i of the last batch: *n values of *dtype. NOT_FOUND for a name that is
  * not kept (dense layers have no routing). With option mtp the MTP layer's routing rows are there under its layer's
- * number, for every token but the first of a sequence. */
+ * number, for every token but the first of a sequence. One thread. */
 DSV3_API dsv3_status dsv3_kept(const dsv3_session* session, const char* name, int32_t i, dsv3_dtype* dtype,
                                const void** values, int32_t* n);
-
-/* Tokens in a sequence; -1 for a sequence number out of range. */
-DSV3_API int32_t dsv3_seq_length(const dsv3_session* session, int32_t seq);
-/* Forgets all but the first `length` tokens. INVALID_ARGUMENT if it is longer than the sequence. */
-DSV3_API dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length);
-/* Forgets the sequence: truncate to 0. */
-DSV3_API dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq);
 
 /* Makes a running evaluation of the session, or else the next one, stop soon with DSV3_CANCELLED.
  * Any thread; signal handlers. */
 DSV3_API void dsv3_cancel(dsv3_session* session);
 
+/* What a session has done since it was made, failed evaluations left out, and what it holds. */
+typedef struct dsv3_session_stats {
+  uint32_t struct_size;  /* set by the caller */
+  int64_t prompt_tokens; /* evaluated in prompt phase */
+  double prompt_seconds;
+  int64_t decode_tokens; /* evaluated in decode phase */
+  int64_t decode_evals;  /* in so many calls */
+  double decode_seconds;
+  int64_t
+      decode_bytes; /* of weights read in them: bytes_per_token a call; more if sequences differ in experts */
+  int64_t cached_tokens; /* of all sequences now */
+  int64_t cache_bytes;   /* of the cache in use now; what forked sequences share counts once */
+} dsv3_session_stats;
+
+/* One thread. */
+DSV3_API dsv3_status dsv3_session_get_stats(const dsv3_session* session, dsv3_session_stats* stats);
+
+/* ---- sequences ------------------------------------------------------------------------------------------- */
+
+/* Tokens in a sequence; -1 for a sequence number out of range. One thread. */
+DSV3_API int32_t dsv3_seq_length(const dsv3_session* session, int32_t seq);
+/* Their ids, [length]; null for a sequence number out of range. Holds until the next call that changes the sequence.
+ * One thread. */
+DSV3_API const int32_t* dsv3_seq_tokens(const dsv3_session* session, int32_t seq);
+/* Forgets all but the first `length` tokens. INVALID_ARGUMENT if it is longer than the sequence. One thread. */
+DSV3_API dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length);
+/* Forgets the sequence: truncate to 0. One thread. */
+DSV3_API dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq);
+/* Sequence `to` forgets what it held and becomes the first `length` tokens of `from`, as if it had evaluated them.
+ * INVALID_ARGUMENT if `to` is `from`, or for a length out of range. Cost: cached rows are shared; the first evaluation
+ * of either copies at most 64 of them. One thread. */
+DSV3_API dsv3_status dsv3_seq_fork(dsv3_session* session, int32_t from, int32_t to, int32_t length);
+
+/* ---- saved sessions -------------------------------------------------------------------------------------- */
+
+/* All sequences of a session as bytes: ids and cached rows, bound to the model's id and to the options that decide
+ * their values (attention, gemm, kv, mtp), with a checksum; docs/format.md has the layout. A session that loads them
+ * goes on with the very same bits. Logits are not saved: truncate by one token and evaluate it again. Sequences that
+ * shared rows share them no more.
+ *
+ * *n_bytes becomes the size; `bytes` is written if `capacity` is at least that, and may be null if it is 0. The size
+ * changes only with the sequences. One thread. */
+DSV3_API dsv3_status dsv3_session_save(const dsv3_session* session, void* bytes, size_t capacity,
+                                       size_t* n_bytes);
+
+/* Replaces all sequences. The session may have another context, max_seqs, batch size and number of threads than the
+ * saved one. Nothing in the bytes is trusted. Errors, which change nothing: CORRUPT, UNSUPPORTED (version),
+ * INVALID_ARGUMENT (another model or options; too many sequences, or too long, for this session). One thread. */
+DSV3_API dsv3_status dsv3_session_load(dsv3_session* session, const void* bytes, size_t n_bytes);
+
+/* The same to and from a file. Saving writes a new file, readable by its owner only, that takes the name at the end;
+ * what it may replace is a saved session or an empty file (else INVALID_ARGUMENT). Loading first reads and checks all
+ * of it: `progress` (or null) is told the bytes checked and can stop it (CANCELLED). Should reading fail after
+ * that, all sequences are empty. Also errors: NOT_FOUND, IO. One thread. */
+DSV3_API dsv3_status dsv3_session_save_file(const dsv3_session* session, const char* path);
+DSV3_API dsv3_status dsv3_session_load_file(dsv3_session* session, const char* path, dsv3_progress progress,
+                                            void* progress_user);
+
 /* ---- choosing a token ------------------------------------------------------------------------------------ */
 
+typedef struct dsv3_logit_bias {
+  int32_t token;
+  float bias;
+} dsv3_logit_bias;
+
+/* How a token is chosen. In this order: logit_bias and the penalties change logits; temperature makes them
+ * probabilities; top_k, top_p, min_p and typical_p each drop tokens from what the one before has left; one of the rest
+ * is drawn. All zero: greedy. */
 typedef struct dsv3_sampling {
   uint32_t struct_size;
   int32_t top_k;      /* keep the k most likely; 0: all */
-  double temperature; /* 0: greedy, ties to the lowest id */
-  double top_p; /* keep the smallest set of most likely tokens reaching this probability; 0 and 1: all */
-  double min_p; /* drop tokens less likely than this share of the most likely one's; 0: none */
+  double temperature; /* 0: the largest logit, ties to the lowest id, whatever top_k and the like say */
+  double top_p;       /* keep the fewest most likely tokens that reach this probability; 0 and 1: all */
+  double min_p;       /* drop tokens less likely than this share of the most likely one's; 0: none */
+  double typical_p;   /* keep the fewest tokens that reach this probability, those first whose
+                                -log(probability) is nearest to the entropy; 0 and 1: all */
+  double
+      repetition_penalty; /* of tokens that the sequence has: divides logits above 0, multiplies those below; 0
+                                and 1: none */
+  double presence_penalty;  /* of tokens that it has: subtracted from the logit; may be negative */
+  double frequency_penalty; /* for every time that it has the token: subtracted; may be negative */
+  int32_t
+      penalty_window;   /* penalties look at so many last tokens of the sequence, the prompt's too; 0: all */
+  int32_t n_logit_bias; /* entries of logit_bias */
+  const dsv3_logit_bias* logit_bias; /* added to the tokens' logits; -1e6..1e6 */
 } dsv3_sampling;
 
-/* What the checkpoint's generation_config.json asks for; greedy without one. struct_size is set by the caller. */
+/* What the checkpoint's generation_config.json asks for; greedy without one. struct_size is set by the caller. Any
+ * thread. */
 DSV3_API dsv3_status dsv3_model_sampling(const dsv3_model* model, dsv3_sampling* sampling);
 
 /* Chooses the token that follows token i of the last batch, from its logits; ids that name no token of the
  * tokenizer are never chosen. `sampling` null: the model's. The random number is a function of (seed, position in the
- * sequence) only. Order: temperature, top_k, top_p, min_p. */
+ * sequence) only: the same seed, the same text. INVALID_ARGUMENT for a value out of range or not finite, CORRUPT for
+ * logits that are no numbers. One thread. */
 DSV3_API dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* sampling,
                                  uint64_t seed, int32_t* token);
+
+/* ---- stop texts ------------------------------------------------------------------------------------------ */
+
+/* Ends an answer at a text, wherever its tokens begin and end, and says what of it can be shown meanwhile. */
+typedef struct dsv3_stop dsv3_stop;
+
+/* `texts`: n texts of n_bytes[i] bytes, copied; n may be 0. INVALID_ARGUMENT for an empty one, for more than 256, or
+ * for more than 1 MiB. Any thread. */
+DSV3_API dsv3_status dsv3_stop_new(const char* const* texts, const size_t* n_bytes, int32_t n,
+                                   dsv3_stop** stop);
+DSV3_API void dsv3_stop_free(dsv3_stop* stop);
+
+/* Appends a token's bytes to the answer. *shown, *n_shown bytes of it, can be shown now: all but what may be the
+ * beginning of a stop text, and an incomplete character at the end; they hold until the next call. *stopped becomes 1
+ * when a stop text is complete, which is no part of the answer: the rest of the answer is in *shown, and more text is
+ * ignored. Of stop texts that are complete at once the longest counts. One thread per stop. */
+DSV3_API dsv3_status dsv3_stop_add(dsv3_stop* stop, const char* text, size_t n_bytes, const char** shown,
+                                   size_t* n_shown, int* stopped);
+
+/* What is still held back when no more text comes. One thread per stop. */
+DSV3_API dsv3_status dsv3_stop_finish(dsv3_stop* stop, const char** shown, size_t* n_shown);
 
 /* ---- heads other than the next token's -------------------------------------------------------------------- */
 
@@ -395,7 +505,7 @@ typedef struct dsv3_layer_batch {
 } dsv3_layer_batch;
 
 /* Hidden states in, hidden states out: y [batch, length, hidden_size]. Without a mask every token sees every token of
- * its sequence. Allocates what it needs. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY. */
+ * its sequence. Allocates what it needs. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY. Any thread. */
 DSV3_API dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_batch* batch, float* y);
 
 /* ---- expert load ------------------------------------------------------------------------------------------ */

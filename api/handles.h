@@ -45,7 +45,9 @@ struct dsv3_session {
   dsv3_model* owner;
   std::unique_ptr<dsv3::Session> session;
   std::vector<float> masked;  // [vocab_size], for dsv3_sample
+  std::vector<dsv3::LogitBias> logit_bias;
   dsv3::SampleScratch scratch;
+  dsv3_session_stats stats;  // the counters; what the sequences hold is looked up
 };
 
 namespace dsv3::api {

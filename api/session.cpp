@@ -1,4 +1,5 @@
 // The C API of sessions: evaluation, its results, and the choice of a token.
+#include <chrono>
 #include <cmath>
 
 #include "api/handles.h"
@@ -149,7 +150,29 @@ dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
     if (b.n < 1) return lite::invalid_argument("dsv3_eval: batch.n is ", b.n, ", expected at least 1");
     if (b.phase < DSV3_PHASE_AUTO || b.phase > DSV3_PHASE_DECODE)
       return lite::invalid_argument("dsv3_eval: batch.phase is ", int(b.phase), ", expected 0..2");
-    return session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits});
+    const auto start = std::chrono::steady_clock::now();
+    LITE_TRY(session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits}));
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const bool decode =
+        b.phase == DSV3_PHASE_AUTO ? session->session->longest_run() == 1 : b.phase == DSV3_PHASE_DECODE;
+    dsv3_session_stats& stats = session->stats;
+    (decode ? stats.decode_tokens : stats.prompt_tokens) += b.n;
+    (decode ? stats.decode_seconds : stats.prompt_seconds) += seconds;
+    stats.decode_evals += decode;
+    return {};
+  });
+}
+
+dsv3_status dsv3_session_get_stats(const dsv3_session* session, dsv3_session_stats* stats) {
+  return call([&]() -> Status {
+    if (!session) return null_argument("dsv3_session_get_stats", "session");
+    if (!stats) return null_argument("dsv3_session_get_stats", "stats");
+    dsv3_session_stats out = session->stats;
+    out.decode_bytes = out.decode_evals * session->owner->model->bytes_per_token();
+    for (int32_t seq = 0; seq < session->session->options().max_seqs; ++seq)
+      out.cached_tokens += session->session->sequences().length(seq);
+    out.cache_bytes = session->session->cache_bytes_in_use();
+    return write_struct("dsv3_session_stats", out, stats);
   });
 }
 
@@ -185,29 +208,6 @@ dsv3_status dsv3_kept(const dsv3_session* session, const char* name, int32_t i, 
   });
 }
 
-int32_t dsv3_seq_length(const dsv3_session* session, int32_t seq) {
-  if (!session || seq < 0 || seq >= session->session->options().max_seqs) return -1;
-  return int32_t(session->session->sequences().length(seq));
-}
-
-dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length) {
-  return call([&]() -> Status {
-    if (!session) return null_argument("dsv3_seq_truncate", "session");
-    const int32_t now = dsv3_seq_length(session, seq);
-    if (now < 0)
-      return lite::invalid_argument("dsv3_seq_truncate: got sequence ", seq, ", expected 0..",
-                                    session->session->options().max_seqs - 1);
-    if (length < 0 || length > now)
-      return lite::invalid_argument("dsv3_seq_truncate: got length ", length, ", expected 0..", now);
-    session->session->sequences().resize(seq, length);
-    return {};
-  });
-}
-
-dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq) {
-  return dsv3_seq_truncate(session, seq, 0);
-}
-
 void dsv3_cancel(dsv3_session* session) {
   if (session) session->session->cancel();
 }
@@ -219,10 +219,49 @@ dsv3_status dsv3_model_sampling(const dsv3_model* model, dsv3_sampling* sampling
     if (!model) return null_argument("dsv3_model_sampling", "model");
     if (!sampling) return null_argument("dsv3_model_sampling", "sampling");
     const dsv3::Sampling& s = model->sampling;
-    return write_struct("dsv3_sampling", dsv3_sampling{0, s.top_k, s.temperature, s.top_p, s.min_p},
-                        sampling);
+    dsv3_sampling out = {};
+    out.top_k = s.top_k;
+    out.temperature = s.temperature;
+    out.top_p = s.top_p;
+    out.min_p = s.min_p;
+    out.typical_p = s.typical_p;
+    out.repetition_penalty = s.repetition_penalty;
+    return write_struct("dsv3_sampling", out, sampling);
   });
 }
+
+namespace {
+
+// A zero field that changes nothing in dsv3.h may be another number in the sampler.
+double one_if_zero(double value) {
+  return value == 0 ? 1 : value;
+}
+
+// `logit_bias` keeps what the result points to.
+Result<dsv3::Sampling> sampling_of(const dsv3_sampling* given, std::vector<dsv3::LogitBias>* logit_bias) {
+  dsv3_sampling o;
+  LITE_TRY(read_options("dsv3_sampling", given, &o));
+  if (o.n_logit_bias < 0 || (o.n_logit_bias > 0 && !o.logit_bias))
+    return lite::invalid_argument("dsv3_sampling: n_logit_bias is ", o.n_logit_bias, " and logit_bias is ",
+                                  o.logit_bias ? "not null" : "null");
+  logit_bias->clear();
+  for (int32_t k = 0; k < o.n_logit_bias; ++k)
+    logit_bias->push_back({o.logit_bias[k].token, o.logit_bias[k].bias});
+  dsv3::Sampling s;
+  s.logit_bias = *logit_bias;
+  s.penalty_window = o.penalty_window;
+  s.repetition_penalty = one_if_zero(o.repetition_penalty);
+  s.presence_penalty = o.presence_penalty;
+  s.frequency_penalty = o.frequency_penalty;
+  s.temperature = o.temperature;
+  s.top_k = o.top_k;
+  s.top_p = one_if_zero(o.top_p);
+  s.min_p = o.min_p;
+  s.typical_p = one_if_zero(o.typical_p);
+  return s;
+}
+
+}  // namespace
 
 dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* sampling, uint64_t seed,
                         int32_t* token) {
@@ -234,13 +273,12 @@ dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* s
           "dsv3_sample: the model's head is not a language model's; its logits name no tokens");
     dsv3::Sampling s = session->owner->sampling;
     if (sampling) {
-      dsv3_sampling o;
-      LITE_TRY(read_options("dsv3_sampling", sampling, &o));
-      s = {o.temperature, o.top_k, o.top_p == 0 ? 1 : o.top_p, o.min_p};
+      LITE_ASSIGN(s, sampling_of(sampling, &session->logit_bias));
     }
     LITE_TRY(s.check());
     const float* logits = nullptr;
     LITE_TRY(give_row(session->session->logits(i), "sample", i, &logits));
+    s.history = session->session->history(i);
     // Rows of the embedding that no token names are untrained.
     const int32_t vocab = int32_t(session->masked.size());
     std::memcpy(session->masked.data(), logits, size_t(vocab) * sizeof(float));

@@ -90,9 +90,12 @@ dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids,
     if (!ids && n_ids) return null_argument("dsv3_detokenize", "ids");
     if (!text && capacity) return null_argument("dsv3_detokenize", "text");
     if (!n_bytes) return null_argument("dsv3_detokenize", "n_bytes");
-    if (flags & ~uint32_t(DSV3_SKIP_SPECIAL))
+    if (flags & ~uint32_t(DSV3_SKIP_SPECIAL | DSV3_CONTINUES))
       return lite::invalid_argument("dsv3_detokenize: unknown flags ", flags);
-    LITE_ASSIGN(const std::string out, tokenizer->tokenizer.decode({ids, n_ids}, flags & DSV3_SKIP_SPECIAL));
+    dsv3::DecodeOptions o;
+    o.skip_special = flags & DSV3_SKIP_SPECIAL;
+    o.continues = flags & DSV3_CONTINUES;
+    LITE_ASSIGN(const std::string out, tokenizer->tokenizer.decode({ids, n_ids}, o));
     copy_out(out.data(), out.size(), text, capacity, n_bytes);
     return {};
   });

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -31,6 +32,11 @@ class Backend {
 
   // Zeroed, aligned to 4 KiB. OutOfMemory with the numbers.
   virtual Result<Buffer> allocate(int64_t bytes) = 0;
+  // Copies now, between this device's memory and the host's or within either.
+  virtual Status copy(std::byte* to, const std::byte* from, int64_t bytes) {
+    std::memcpy(to, from, size_t(bytes));
+    return {};
+  }
   // Unsupported if this backend cannot run the node as it is (a type, a shape).
   virtual Status check(const Graph& graph, const Node& node) const = 0;
   // Scratch that running the node takes.

@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cerrno>
+#include <cstdlib>
+#include <filesystem>
 #include <system_error>
 
 namespace lite {
@@ -62,6 +64,49 @@ Status File::read(int64_t offset, std::span<std::byte> to) const {
     done += size_t(n);
   }
   return {};
+}
+
+Result<NewFile> NewFile::create(const std::string& path) {
+  struct stat s;
+  if (lstat(path.c_str(), &s) == 0 && !S_ISREG(s.st_mode))
+    return invalid_argument("write ", path, ": it is there and is not a file");
+  std::string partial = path + ".XXXXXX";
+  const int fd = ::mkostemp(partial.data(), O_CLOEXEC);
+  if (fd < 0) return errno_status("write " + path, errno);
+  return NewFile(fd, path, std::move(partial));
+}
+
+NewFile::NewFile(NewFile&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)), partial_(std::move(other.partial_)) {}
+
+NewFile::~NewFile() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  ::unlink(partial_.c_str());
+}
+
+Status NewFile::append(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_status("write " + path_, errno);
+    bytes = bytes.subspan(size_t(n));
+  }
+  return {};
+}
+
+// In an order that survives a power cut: bytes, then the name.
+Status NewFile::finish() {
+  if (::fsync(fd_) != 0) return errno_status("write " + path_, errno);
+  if (::rename(partial_.c_str(), path_.c_str()) != 0)
+    return errno_status("rename " + partial_ + " to " + path_, errno);
+  ::close(std::exchange(fd_, -1));
+  const std::filesystem::path folder = std::filesystem::path(path_).parent_path();
+  const int folder_fd = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder_fd < 0) return errno_status("open the folder of " + path_, errno);
+  const int error = ::fsync(folder_fd) != 0 && errno != EINVAL ? errno : 0;  // some file systems cannot
+  ::close(folder_fd);
+  return error ? errno_status("sync the folder of " + path_, error) : Status();
 }
 
 Result<std::string> read_text(const std::string& path, int64_t limit) {

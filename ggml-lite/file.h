@@ -1,5 +1,6 @@
 // A regular file opened for reading, and reads that either give every byte asked for or say why not. A file
-// that shrinks while it is read is an error here; through a mapping it would be a signal.
+// that shrinks while it is read is an error here; through a mapping it would be a signal. And a new file, which
+// has its name only when it is complete.
 #pragma once
 
 #include <cstddef>
@@ -31,6 +32,27 @@ class File {
   int fd_ = -1;
   std::string path_;
   int64_t bytes_ = 0;
+};
+
+// A file written beside `path` that takes its name at the end: whoever opens `path` finds what was there before or all
+// of the new bytes. Only its owner can read it. Destroyed before finish(), it leaves nothing behind.
+class NewFile {
+ public:
+  // InvalidArgument when `path` is there and is no regular file.
+  static Result<NewFile> create(const std::string& path);
+  NewFile(NewFile&& other) noexcept;
+  NewFile& operator=(NewFile&&) = delete;
+  ~NewFile();
+
+  Status append(std::span<const std::byte> bytes);
+  // Everything is on the disk when this returns.
+  Status finish();
+
+ private:
+  NewFile(int fd, std::string path, std::string partial)
+      : fd_(fd), path_(std::move(path)), partial_(std::move(partial)) {}
+  int fd_;
+  std::string path_, partial_;
 };
 
 // A whole file of at most `limit` bytes.

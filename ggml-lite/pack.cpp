@@ -1,7 +1,6 @@
 // What writer and reader of a packed file have in common: limits, placement and hashes.
 #include "ggml-lite/pack.h"
 
-#include <xxhash.h>
 #include <cstddef>
 #include <cstring>
 

@@ -2,8 +2,6 @@
 // Internal to pack*.cpp.
 #pragma once
 
-#define XXH_STATIC_LINKING_ONLY  // the running state as a value
-#include <xxhash.h>
 #include <array>
 #include <bit>
 #include <cstdint>
@@ -11,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "ggml-lite/hash.h"
 #include "ggml-lite/pack.h"
 
 namespace lite::pack {
@@ -68,23 +67,6 @@ struct SectionRecord {
   uint64_t offset, bytes;  // in the file
 };
 static_assert(sizeof(SectionRecord) == 32);
-
-// A running XXH3 hash.
-class Hash {
- public:
-  Hash() { reset(); }
-  void reset() { XXH3_128bits_reset(&state_); }
-  void add(const void* bytes, size_t n) { XXH3_128bits_update(&state_, bytes, n); }
-  uint64_t digest64() const { return XXH3_64bits_digest(&state_); }
-  std::array<uint8_t, 16> digest128() const {  // canonical: the bytes that xxh128sum prints
-    XXH128_canonical_t canonical;
-    XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(&state_));
-    return std::to_array(canonical.digest);
-  }
-
- private:
-  XXH3_state_t state_;  // one state serves both widths
-};
 
 // 1..1024 bytes of UTF-8 without control characters, so that a name can be printed as it is.
 Status check_name(std::string_view name);

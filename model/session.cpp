@@ -48,6 +48,7 @@ Result<MemoryUse> Session::memory(Model& model, const SessionOptions& options) {
   LITE_TRY(session.plan());
   MemoryUse use{model.file().file_bytes(), 0, 0};
   for (const lite::Stream& s : session.streams_) use.cache += stream_bytes(s, session.sequences_.pool_rows());
+  use.cache += int64_t(options.max_seqs) * options.context * int64_t(sizeof(int32_t));  // their ids
   for (const Program* p : {&session.main_, &session.mtp_})
     for (const int64_t bytes : p->plan.arena_bytes) use.activations += bytes;
   use.activations += (options.mtp ? 2 : 1) * int64_t(options.max_logits) * model.config().output_size() *
@@ -75,6 +76,7 @@ Status Session::allocate() {
   logits_.resize(values);
   if (options_.mtp) mtp_logits_.resize(values);
   wanted_.reserve(size_t(options_.max_logits));
+  tokens_.resize(size_t(options_.max_seqs) * size_t(options_.context));
   length_before_.resize(size_t(options_.max_seqs));
   seq_count_.resize(size_t(options_.max_seqs));
   last_token_.resize(size_t(options_.max_seqs));
@@ -114,6 +116,7 @@ Status Session::check(const Batch& batch) {
     ++seq_count_[seq];
     last_token_[seq] = i;
   }
+  longest_run_ = *std::max_element(seq_count_.begin(), seq_count_.end());
   for (int32_t seq = 0; seq < options_.max_seqs; ++seq) {
     const int64_t total = sequences_.length(seq) + seq_count_[seq];
     if (total > options_.context)
@@ -133,7 +136,7 @@ Status Session::check(const Batch& batch) {
       return invalid_argument("evaluate: more rows of logits are wanted than max_logits = ",
                               options_.max_logits);
     }
-    wanted_.push_back({i, int32_t(position), options_.mtp && position > 0});
+    wanted_.push_back({i, seq, int32_t(position), options_.mtp && position > 0});
   }
   return {};
 }
@@ -198,6 +201,7 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     const int32_t count = seq_count_[seq];
     seq_count_[seq] = row;  // from here on: the next row of the sequence
     if (count == 0) continue;
+    LITE_TRY(own_last_block(seq));
     const int64_t before = sequences_.length(seq);
     sequences_.resize(seq, before + count);
     add_sequence(main_, &n_seqs, seq, row, count, before + count);
@@ -211,6 +215,8 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     row_of_token_[i] = r;
     token_of_row_[r] = i;
     main_.input(s.in.ids)[r] = batch.token[first + i];
+    tokens_[size_t(seq) * size_t(options_.context) + size_t(main_.input(s.in.positions)[r])] =
+        batch.token[first + i];
   }
   int32_t n_out = 0;
   const auto by_token = [](const Wanted& w, int32_t token) { return w.token < token; };
@@ -287,6 +293,11 @@ const float* Session::mtp_logits(int32_t i) const {
 int64_t Session::position(int32_t i) const {
   const Wanted* w = find_wanted(i);
   return w ? w->position : -1;
+}
+
+std::span<const int32_t> Session::history(int32_t i) const {
+  const Wanted* w = find_wanted(i);
+  return w ? std::span(tokens(w->seq), size_t(w->position) + 1) : std::span<const int32_t>();
 }
 
 Result<lite::Tensor> Session::kept(const std::string& name, int32_t i) const {

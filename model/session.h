@@ -1,7 +1,7 @@
 // A session: sequences, their cached rows, and the planned graphs that extend them.
 //
 // create() builds the graphs, plans their memory and allocates all of it; eval() only writes the step's inputs, runs,
-// and copies the wanted rows of logits. It allocates nothing.
+// and copies the wanted rows of logits. It allocates nothing. session_state.cpp forks, saves and loads sequences.
 #pragma once
 
 #include <atomic>
@@ -37,6 +37,17 @@ struct Batch {
   const uint8_t* want_logits;  // null: the last token of each sequence
 };
 
+// Where a saved session's bytes go, one piece after the other.
+using Sink = std::function<Status(std::span<const std::byte>)>;
+// Where they come from.
+struct Source {
+  int64_t bytes;
+  std::function<Status(int64_t offset, std::span<std::byte> to)> read;
+};
+
+// Ok unless a file is at `path` that holds anything but a saved session; a session is not saved over it.
+Status replaceable(const std::string& path);
+
 class Session {
  public:
   // Bytes that a session would take; allocates no more than the graphs.
@@ -46,16 +57,33 @@ class Session {
   Model& model() { return model_; }
   const SessionOptions& options() const { return options_; }
   lite::Sequences& sequences() { return sequences_; }
+  const int32_t* tokens(int32_t seq) const { return &tokens_[size_t(seq) * size_t(options_.context)]; }
+  int64_t cache_bytes_in_use() const;
 
   // On any error no sequence has changed.
   Status eval(const Batch& batch);
   void cancel() { cancel_.store(true, std::memory_order_relaxed); }
+
+  // Most tokens that one sequence had in the last batch.
+  int32_t longest_run() const { return longest_run_; }
+
+  // `to` becomes the first `length` tokens of `from`; 0 <= length <= that of `from`, and `to` is another.
+  void fork(int32_t from, int32_t to, int32_t length);
+
+  // All sequences as bytes (docs/format.md), to be loaded by a session of the same model and options.
+  int64_t saved_bytes() const;
+  Status save(const Sink& to) const;
+  // In place of all sequences. Every byte is checked first (`progress`: bytes checked and in all; false stops): on an
+  // error no sequence has changed, unless reading fails after that; then all are empty.
+  Status load(const Source& from, const std::function<bool(int64_t, int64_t)>& progress);
 
   // Of token i of the last batch; null when not asked for (MTP: or the first of its sequence).
   const float* logits(int32_t i) const;
   const float* mtp_logits(int32_t i) const;
   // Position in its sequence of token i, whose logits were asked for; -1 otherwise.
   int64_t position(int32_t i) const;
+  // Its sequence up to it, as ids; empty unless its logits were asked for. Holds until the sequence changes.
+  std::span<const int32_t> history(int32_t i) const;
   // Row of a kept value for token i of the last batch. NotFound: no such value; InvalidArgument: no such row.
   Result<lite::Tensor> kept(const std::string& name, int32_t i) const;
 
@@ -72,6 +100,7 @@ class Session {
   // A token whose logits were asked for.
   struct Wanted {
     int32_t token;  // index in the batch
+    int32_t seq;
     int32_t position;
     bool has_mtp;
   };
@@ -87,6 +116,13 @@ class Session {
   Status run(Program& program, int32_t tokens, int32_t sequences, int32_t outputs);
   const Wanted* find_wanted(int32_t i) const;
 
+  // session_state.cpp
+  int64_t row_bytes() const;  // of one token in all streams
+  Status own_last_block(int32_t seq);
+  std::byte* stream_row(size_t stream, int64_t row) const;  // on the stream's device
+  Status check_saved(const Source& from, const std::function<bool(int64_t, int64_t)>& progress,
+                     std::vector<int32_t>* lengths, std::vector<int32_t>* ids) const;
+
   Model& model_;
   SessionOptions options_;
   lite::Sequences sequences_;
@@ -99,7 +135,9 @@ class Session {
 
   std::vector<float> logits_, mtp_logits_;  // [max_logits, vocab_size]
   std::vector<Wanted> wanted_;              // of the last batch, by token
+  std::vector<int32_t> tokens_;             // [max_seqs, context] ids of every sequence
   int32_t batch_tokens_ = 0;                // of the last batch
+  int32_t longest_run_ = 0;                 // of the last batch
   std::vector<int64_t> length_before_;      // [max_seqs]
   std::vector<int32_t> seq_count_;          // [max_seqs] tokens of the batch, then of a pass
   std::vector<int32_t> last_token_;         // [max_seqs] index in the batch, or -1

@@ -2,7 +2,7 @@
 # Installs what building and testing dsv3 needs on Debian 12 and is not there yet; asks nothing.
 set -eu
 packages="g++ clang libomp-dev libclang-rt-14-dev cmake make git pkg-config
-  nlohmann-json3-dev libcli11-dev doctest-dev libpcre2-dev libxxhash-dev python3 python3-numpy"
+  nlohmann-json3-dev libcli11-dev doctest-dev libpcre2-dev libutf8proc-dev libxxhash-dev python3 python3-numpy"
 
 missing=""
 for p in $packages; do

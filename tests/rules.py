@@ -35,6 +35,7 @@ THIRD_PARTY = {
     "CLI": ["tools", "convert/main.cpp"],
     "xxhash.h": ["ggml-lite"],
     "pcre2.h": ["text"],
+    "utf8proc.h": ["text"],
     "editline": ["tools"],
     "histedit.h": ["tools"],
     "boost": ["tools"],

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,13 +29,12 @@ class AddedTokenSet {
   explicit AddedTokenSet(std::vector<AddedToken> tokens);  // no text empty, no two equal
 
   struct Match {
-    size_t begin = 0;
+    size_t begin = 0, end = 0;          // with the white space that the token takes along
     const AddedToken* token = nullptr;  // null: no match
   };
-  // The first match that begins at `from` or later and lies in one of the spans, which ascend and do not
-  // touch, or anywhere if the token may. Time: that distance, times the length of the longest token.
-  Match find(std::string_view text, std::span<const TextSpan> trusted, size_t from) const;
-  int32_t id(std::string_view text) const;  // -1: none
+  // The first match that begins at `from` or later. Only a token that is recognised anywhere may lie outside
+  // the trusted spans. Time: that distance, times the length of the longest token.
+  Match find(std::string_view text, const TextSpans& trusted, size_t from) const;
 
  private:
   const AddedToken* longest_at(std::string_view text, size_t n_trusted) const;

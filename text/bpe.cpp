@@ -3,9 +3,14 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <utility>
+
+#include "text/json_fields.h"
+#include "text/utf8.h"
 
 namespace dsv3 {
 
+using lite::Result;
 using lite::Status;
 
 namespace {
@@ -51,20 +56,55 @@ uint64_t Bpe::look_up(int32_t left, int32_t right) const {
   return uint64_t(merges_[s].rank) << 32 | uint32_t(merges_[s].merged);
 }
 
+void Bpe::set_character(uint32_t code_point, int32_t id) {
+  if (code_point >= character_id_.size()) character_id_.resize(code_point + 1, -1);
+  character_id_[code_point] = id;
+}
+
+// At most one symbol a byte. As the reference does it, an unknown waits for the next character that has a
+// token: bytes that stand for a character in between come first.
+Result<size_t> Bpe::symbols_of(std::string_view piece, int32_t* symbols) const {
+  const bool characters = !character_id_.empty();
+  size_t n = 0;
+  bool unknown = false;  // one is due
+  for (size_t at = 0; at < piece.size();) {
+    const Decoded d = characters ? utf8_decode(piece.substr(at)) : Decoded{0, 0};
+    const std::string_view symbol = piece.substr(at, std::max<size_t>(d.length, 1));
+    at += symbol.size();
+    if (d.length > 0 && character(d.code_point) >= 0) {
+      if (std::exchange(unknown, false)) symbols[n++] = unknown_;
+      symbols[n++] = character(d.code_point);
+      continue;
+    }
+    const bool bytes =
+        std::all_of(symbol.begin(), symbol.end(), [this](char b) { return byte_id_[uint8_t(b)] >= 0; });
+    if (bytes) {
+      if (!characters && std::exchange(unknown, false)) symbols[n++] = unknown_;
+      for (const char b : symbol) symbols[n++] = byte_id_[uint8_t(b)];
+    } else if (unknown_ >= 0) {
+      if (unknown && !fuse_unknown_) symbols[n++] = unknown_;
+      unknown = true;
+    } else {
+      return lite::invalid_argument(
+          "encode text: ", d.length > 0 ? quoted(symbol) : lite::str("byte ", int(uint8_t(symbol[0]))),
+          " has no token in this vocabulary");
+    }
+  }
+  if (unknown) symbols[n++] = unknown_;
+  return n;
+}
+
 Status Bpe::encode(std::string_view piece, std::vector<int32_t>* ids) const {
   std::array<int32_t, kShort> few;
   std::vector<int32_t> many(piece.size() > kShort ? piece.size() : 0);
   int32_t* symbols = many.empty() ? few.data() : many.data();
-  for (size_t i = 0; i < piece.size(); ++i) {
-    symbols[i] = byte_id_[uint8_t(piece[i])];
-    if (symbols[i] < 0)
-      return lite::invalid_argument("encode text: byte ", int(uint8_t(piece[i])),
-                                    " has no token in this vocabulary");
-  }
-  if (many.empty())
-    encode_short(piece.size(), symbols, ids);
-  else
+  LITE_ASSIGN(const size_t n, symbols_of(piece, symbols));
+  if (n <= kShort) {
+    encode_short(n, symbols, ids);
+  } else {
+    many.resize(n);
     encode_long(std::move(many), ids);
+  }
   return {};
 }
 

@@ -16,20 +16,18 @@ constexpr size_t kMaxAddedLength =
 }
 
 Result<AddedToken> read_added_token(const Json& json) {
+  LITE_TRY(only_fields(
+      json, {"id", "content", "special", "normalized", "lstrip", "rstrip", "single_word", "__type"}));
   AddedToken token;
-  const std::string* content = field(json, "content").string();
-  if (!content)
-    return lite::corrupt("content: got ", field(json, "content").type_name(), ", expected a string");
-  if (content->empty()) return lite::corrupt("an added token without text");
-  if (content->size() > kMaxAddedLength)
-    return lite::unsupported("an added token of ", content->size(), " bytes, at most ", kMaxAddedLength);
-  token.text = *content;
-  for (const char* flag : {"lstrip", "rstrip", "single_word"}) {
-    LITE_ASSIGN(const bool set, bool_field(json, flag, false));
-    if (set) return lite::unsupported("added token ", quoted(*content), " with ", flag, " is not supported");
-  }
+  LITE_ASSIGN(token.text, string_field(json, "content"));
+  if (token.text.empty()) return lite::corrupt("an added token without text");
+  if (token.text.size() > kMaxAddedLength)
+    return lite::unsupported("an added token of ", token.text.size(), " bytes, at most ", kMaxAddedLength);
   LITE_ASSIGN(token.special, bool_field(json, "special", false));
   LITE_ASSIGN(token.normalized, bool_field(json, "normalized", !token.special));
+  LITE_ASSIGN(token.lstrip, bool_field(json, "lstrip", false));
+  LITE_ASSIGN(token.rstrip, bool_field(json, "rstrip", false));
+  LITE_ASSIGN(token.single_word, bool_field(json, "single_word", false));
   return token;
 }
 
@@ -40,11 +38,6 @@ Status check_distinct(const std::vector<AddedToken>& added) {
   const auto twice = std::adjacent_find(texts.begin(), texts.end());
   if (twice != texts.end()) return lite::corrupt("added token ", quoted(*twice), " appears twice");
   return {};
-}
-
-std::string quoted(std::string_view text) {
-  constexpr size_t kMost = 60;
-  return Json(std::string(text.substr(0, kMost))).dump() + (text.size() > kMost ? "..." : "");
 }
 
 }  // namespace dsv3

@@ -9,6 +9,8 @@
 #include "ggml-lite/status.h"
 #include "text/added_tokens.h"
 #include "text/bpe.h"
+#include "text/decoder.h"
+#include "text/normalizer.h"
 #include "text/pretokenizer.h"
 #include "text/vocabulary.h"
 
@@ -17,9 +19,12 @@ namespace dsv3 {
 struct TokenizerDefinition {
   Vocabulary vocabulary;
   Bpe bpe;
+  Normalizer normalizer;
   PreTokenizer pre_tokenizer;
+  Decoder decoder;
   bool whole_pieces = false;      // a piece that is a token is that token, whatever the merges
   std::vector<AddedToken> added;  // in the vocabulary too
+  int32_t beginning = -1;         // the token that the post-processor puts before every text; -1: none
 };
 
 // tokenizer.json of Hugging Face tokenizers.
@@ -32,7 +37,5 @@ lite::Result<TokenizerDefinition> read_tiktoken(std::string_view ranks, const li
 lite::Result<AddedToken> read_added_token(const lite::Json& json);
 // Corrupt if two have the same text.
 lite::Status check_distinct(const std::vector<AddedToken>& added);
-// For messages: in quotes, escaped, and not endless.
-std::string quoted(std::string_view text);
 
 }  // namespace dsv3

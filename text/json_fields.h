@@ -1,6 +1,7 @@
 // Members of a JSON object with the type a tokenizer's file must give them.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -10,26 +11,23 @@
 namespace dsv3 {
 
 // Null when `object` has no such member or is no object.
-inline const lite::Json& field(const lite::Json& object, std::string_view key) {
-  static const lite::Json null;
-  const lite::Json* found = object.find(key);
-  return found ? *found : null;
-}
-
+const lite::Json& field(const lite::Json& object, std::string_view key);
 // `otherwise` when absent or null.
-inline lite::Result<bool> bool_field(const lite::Json& object, std::string_view key, bool otherwise) {
-  const lite::Json& value = field(object, key);
-  if (value.is_null()) return otherwise;
-  if (!value.boolean()) return lite::corrupt(key, ": got ", value.type_name(), ", expected a boolean");
-  return *value.boolean();
-}
+lite::Result<bool> bool_field(const lite::Json& object, std::string_view key, bool otherwise);
+lite::Result<std::string> string_field(const lite::Json& object, std::string_view key);
+lite::Result<const lite::Json::Array*> list_field(const lite::Json& object, std::string_view key);
+
+// Unsupported, by name, for a member that nobody reads: it could change what tokens a text has.
+lite::Status only_fields(const lite::Json& object, std::initializer_list<std::string_view> known);
 
 // "type" of a tokenizer.json component; "null" for null.
-inline lite::Result<std::string> type_of(const lite::Json& component) {
-  if (component.is_null()) return std::string("null");
-  const lite::Json& type = field(component, "type");
-  if (!type.string()) return lite::corrupt("type: got ", type.type_name(), ", expected a string");
-  return *type.string();
-}
+lite::Result<std::string> type_of(const lite::Json& component);
+// A string that replaces others: Unsupported beyond some length, so that no file can make a text explode.
+lite::Result<std::string> short_field(const lite::Json& object, std::string_view key);
+// "pattern" of a Replace: {"String": ...}, not empty.
+lite::Result<std::string> string_pattern(const lite::Json& component);
+
+// For messages: in quotes, escaped, and not endless.
+std::string quoted(std::string_view text);
 
 }  // namespace dsv3

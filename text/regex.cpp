@@ -173,16 +173,20 @@ lite::Result<Regex> Regex::compile(std::string_view pattern) {
   return Regex(code);
 }
 
-lite::Result<Regex> Regex::literal(std::string_view text) {
-  std::string quoted;
+std::string quoted_pattern(std::string_view text) {
+  std::string out;
   for (const char c : text) {
     const bool plain =
         (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c & 0x80);
-    if (!plain) quoted += '\\';
-    quoted += c;
+    if (!plain) out += '\\';
+    out += c;
   }
-  if (quoted.empty()) return unsupported("pattern: an empty string");
-  return compile(quoted);
+  return out;
+}
+
+lite::Result<Regex> Regex::literal(std::string_view text) {
+  if (text.empty()) return unsupported("pattern: an empty string");
+  return compile(quoted_pattern(text));
 }
 
 lite::Status Regex::split(std::string_view text, std::vector<std::string_view>* pieces) const {

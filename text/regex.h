@@ -34,6 +34,9 @@ class Regex {
   std::unique_ptr<void, Free> code_;  // pcre2_code
 };
 
+// A pattern that matches exactly this text.
+std::string quoted_pattern(std::string_view text);
+
 // The pattern in PCRE2's terms; for tests.
 lite::Result<std::string> pcre2_pattern(std::string_view pattern);
 

@@ -95,14 +95,17 @@ Result<std::vector<AddedToken>> read_added(const Json& decoder, size_t n_ranks) 
       return lite::corrupt("id ", id, " is not one of the ", kReserved, " after the ", n_ranks,
                            " tokens of tiktoken.model");
     LITE_ASSIGN(AddedToken token, read_added_token(value));
+    if (token.lstrip || token.rstrip || token.single_word)
+      return lite::unsupported(quoted(token.text), " with lstrip, rstrip or single_word: tiktoken has none");
     token.id = id;
+    token.normalized = false;
     named.push_back(std::move(token));
   }
   std::sort(named.begin(), named.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
   std::vector<AddedToken> added;
   for (AddedToken& token : named) {
     for (int32_t id = int32_t(n_ranks + added.size()); id < token.id; ++id)
-      added.push_back({id, lite::str("<|reserved_token_", id, "|>"), true, false});
+      added.push_back({.id = id, .text = lite::str("<|reserved_token_", id, "|>"), .special = true});
     if (!added.empty() && added.back().id == token.id)
       return lite::corrupt("id ", token.id, " appears twice");
     added.push_back(std::move(token));
@@ -139,8 +142,13 @@ Result<TokenizerDefinition> read_tiktoken(std::string_view ranks, const Json& co
   if (!added.ok()) return added.status().in("tokenizer_config.json: added_tokens_decoder");
   LITE_ASSIGN(PreTokenizer pre_tokenizer, PreTokenizer::split_by(kKimiPattern));
 
-  TokenizerDefinition out{Vocabulary(tokens->size() + added->size()), Bpe(tokens->size()),
-                          std::move(pre_tokenizer), true, std::move(*added)};
+  TokenizerDefinition out{.vocabulary = Vocabulary(tokens->size() + added->size()),
+                          .bpe = Bpe(tokens->size()),
+                          .normalizer = {},
+                          .pre_tokenizer = std::move(pre_tokenizer),
+                          .decoder = {},
+                          .whole_pieces = true,
+                          .added = std::move(*added)};
   for (size_t rank = 0; rank < tokens->size(); ++rank) {
     const std::string& token = (*tokens)[rank];
     LITE_TRY(out.vocabulary.add(int64_t(rank), token, true).in("tiktoken.model"));

@@ -1,6 +1,7 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
+#include <map>
 
 #include "text/definition.h"
 #include "text/json_fields.h"
@@ -12,21 +13,25 @@ using lite::Json;
 
 namespace {
 
-using Spans = std::vector<TextSpan>;
+// A stretch of the text between added tokens.
+struct Part {
+  std::string_view text;
+  TextSpans trusted;
+  bool first;  // nothing is before it
+};
 
-// The spans within bytes begin..end-1 of the text, counted from there.
-Spans part_of(const Spans& spans, size_t begin, size_t end) {
-  Spans out;
-  auto s = std::upper_bound(spans.begin(), spans.end(), begin,
+Part part_of(const Part& whole, size_t begin, size_t end) {
+  Part out{whole.text.substr(begin, end - begin), {}, whole.first && begin == 0};
+  auto s = std::upper_bound(whole.trusted.begin(), whole.trusted.end(), begin,
                             [](size_t at, const TextSpan& span) { return at < span.end; });
-  for (; s != spans.end() && s->begin < end; ++s)
-    out.push_back({std::max(s->begin, begin) - begin, std::min(s->end, end) - begin});
+  for (; s != whole.trusted.end() && s->begin < end; ++s)
+    out.trusted.push_back({std::max(s->begin, begin) - begin, std::min(s->end, end) - begin});
   return out;
 }
 
 // The spans without empty ones, touching ones as one.
-Result<Spans> merged(std::span<const TextSpan> spans, size_t size) {
-  Spans out;
+Result<TextSpans> merged(std::span<const TextSpan> spans, size_t size) {
+  TextSpans out;
   for (size_t i = 0; i < spans.size(); ++i) {
     const TextSpan& s = spans[i];
     if (s.begin > s.end || s.end > size || (i > 0 && s.begin < spans[i - 1].end))
@@ -46,23 +51,35 @@ Result<Spans> merged(std::span<const TextSpan> spans, size_t size) {
 struct Tokenizer::Impl {
   TokenizerDefinition definition;
   // Hugging Face tokenizers first cuts out the added tokens that it looks for in the text as given, then, in
-  // what is left, those that it looks for in normalized text.
+  // what is left, normalized, those that it looks for in normalized text, normalized like it.
   AddedTokenSet exact, normalized;
+  std::map<std::string, int32_t, std::less<>> added_id;
   int32_t bos = -1;
   bool adds_bos = false;
   std::vector<int32_t> eos;
 
-  explicit Impl(TokenizerDefinition d) : definition(std::move(d)) {
-    std::vector<AddedToken> tokens[2];
-    for (const AddedToken& token : definition.added) tokens[token.normalized].push_back(token);
-    exact = AddedTokenSet(std::move(tokens[0]));
-    normalized = AddedTokenSet(std::move(tokens[1]));
+  explicit Impl(TokenizerDefinition d) : definition(std::move(d)), bos(definition.beginning) {
+    std::vector<AddedToken> as_given;
+    std::map<std::string, AddedToken> by_normal_text;
+    for (const AddedToken& token : definition.added) {
+      added_id.emplace(token.text, token.id);
+      if (!token.normalized) {
+        as_given.push_back(token);
+        continue;
+      }
+      AddedToken normal = token;
+      normal.text = definition.normalizer.apply({token.text, {}}).text;
+      if (!normal.text.empty()) by_normal_text.emplace(normal.text, normal);
+    }
+    exact = AddedTokenSet(std::move(as_given));
+    std::vector<AddedToken> normal;
+    for (auto& [text, token] : by_normal_text) normal.push_back(std::move(token));
+    normalized = AddedTokenSet(std::move(normal));
   }
 
   int32_t find(std::string_view token) const {
-    if (const int32_t id = exact.id(token); id >= 0) return id;
-    if (const int32_t id = normalized.id(token); id >= 0) return id;
-    return definition.vocabulary.find(token);
+    const auto added = added_id.find(token);
+    return added != added_id.end() ? added->second : definition.vocabulary.find(token);
   }
 
   // The id of "bos_token" or "eos_token": a string, or an object with "content"; -1 if there is none.
@@ -79,15 +96,20 @@ struct Tokenizer::Impl {
   }
 
   Status read_config(const Json& config) {
-    LITE_ASSIGN(bos, named_token(config, "bos_token"));
+    LITE_ASSIGN(const int32_t named_bos, named_token(config, "bos_token"));
+    if (named_bos >= 0) bos = named_bos;
     LITE_ASSIGN(const int32_t end, named_token(config, "eos_token"));
     if (end >= 0) eos.push_back(end);
-    // transformers' LlamaTokenizer(Fast), the class of the DeepSeek models, adds it unless told otherwise
-    // (add_bos_token=True in its constructor); the other classes do not.
+    // transformers' LlamaTokenizer(Fast), the class of the DeepSeek and Mixtral models, adds it unless told
+    // otherwise (add_bos_token=True in its constructor); others do what the post-processor says.
     const std::string* name = field(config, "tokenizer_class").string();
-    const bool by_default = bos >= 0 && name && (*name == "LlamaTokenizer" || *name == "LlamaTokenizerFast");
+    const bool llama = name && (*name == "LlamaTokenizer" || *name == "LlamaTokenizerFast");
+    const bool by_default = definition.beginning >= 0 || (bos >= 0 && llama);
     LITE_ASSIGN(adds_bos, bool_field(config, "add_bos_token", by_default));
     if (adds_bos && bos < 0) return lite::corrupt("add_bos_token without a bos_token");
+    if (adds_bos && definition.beginning >= 0 && definition.beginning != bos)
+      return lite::corrupt("bos_token is id ", bos, ", but tokenizer.json puts id ", definition.beginning,
+                           " before every text");
     LITE_ASSIGN(const bool adds_eos, bool_field(config, "add_eos_token", false));
     if (adds_eos) return lite::unsupported("add_eos_token is not supported");
     return {};
@@ -103,7 +125,13 @@ struct Tokenizer::Impl {
     return definition.bpe.encode(piece, ids);
   }
 
-  Status encode_plain(std::string_view text, std::vector<int32_t>* ids) const {
+  // Text without added tokens, normalized.
+  Status encode_plain(std::string_view text, bool first, std::vector<int32_t>* ids) const {
+    std::string rewritten;
+    if (definition.pre_tokenizer.rewrites()) {
+      rewritten = definition.pre_tokenizer.rewrite(text, first);
+      text = rewritten;
+    }
     while (!text.empty()) {
       const size_t valid = utf8_valid_prefix(text);
       LITE_ASSIGN(const std::vector<std::string_view> pieces,
@@ -117,28 +145,31 @@ struct Tokenizer::Impl {
     return {};
   }
 
-  // Cuts `text` by the added tokens of `set`; what is between them goes on to `encode_rest`.
+  // Cuts `whole` by the added tokens of `set`; what is between them goes on to `encode_rest`.
   template <class Rest>
-  static Status cut(const AddedTokenSet& set, std::string_view text, const Spans& trusted,
-                    std::vector<int32_t>* ids, Rest encode_rest) {
-    const auto rest = [&](size_t begin, size_t end) {
-      return encode_rest(text.substr(begin, end - begin), part_of(trusted, begin, end));
-    };
+  static Status cut(const AddedTokenSet& set, const Part& whole, std::vector<int32_t>* ids,
+                    Rest encode_rest) {
     for (size_t at = 0;;) {
-      const AddedTokenSet::Match match = set.find(text, trusted, at);
-      if (!match.token) return rest(at, text.size());
-      LITE_TRY(rest(at, match.begin));
+      const AddedTokenSet::Match match = set.find(whole.text, whole.trusted, at);
+      if (!match.token) return encode_rest(part_of(whole, at, whole.text.size()));
+      if (match.begin > at) LITE_TRY(encode_rest(part_of(whole, at, match.begin)));
       ids->push_back(match.token->id);
-      at = match.begin + match.token->text.size();
+      at = match.end;
     }
   }
 
-  Status encode(std::string_view text, const Spans& trusted, std::vector<int32_t>* ids) const {
-    if (text.size() > INT32_MAX)
-      return lite::invalid_argument("encode text: ", text.size(), " bytes, at most 2^31-1");
-    return cut(exact, text, trusted, ids, [&](std::string_view rest, const Spans& in_rest) {
-      return cut(normalized, rest, in_rest, ids,
-                 [&](std::string_view plain, const Spans&) { return encode_plain(plain, ids); });
+  Status encode_normal(const Part& part, std::vector<int32_t>* ids) const {
+    return cut(normalized, part, ids,
+               [&](const Part& rest) { return encode_plain(rest.text, rest.first, ids); });
+  }
+
+  Status encode(const Part& whole, std::vector<int32_t>* ids) const {
+    if (whole.text.size() > INT32_MAX)
+      return lite::invalid_argument("encode text: ", whole.text.size(), " bytes, at most 2^31-1");
+    return cut(exact, whole, ids, [&](const Part& rest) {
+      if (definition.normalizer.does_nothing()) return encode_normal(rest, ids);
+      const MarkedText normal = definition.normalizer.apply({std::string(rest.text), rest.trusted});
+      return encode_normal({normal.text, normal.trusted, rest.first}, ids);
     });
   }
 };
@@ -216,19 +247,23 @@ Status Tokenizer::encode(std::string_view text, const EncodeOptions& options,
 Status Tokenizer::encode_spans(std::string_view text, std::span<const TextSpan> trusted,
                                std::vector<int32_t>* ids) const {
   ids->clear();
-  LITE_ASSIGN(const Spans spans, merged(trusted, text.size()));
-  const Status status = impl_->encode(text, spans, ids);
+  LITE_ASSIGN(const TextSpans spans, merged(trusted, text.size()));
+  const Status status = impl_->encode({text, spans, true}, ids);
   if (!status.ok()) ids->clear();
   return status;
 }
 
-Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
+Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, const DecodeOptions& options) const {
   std::string text;
+  std::string_view first;  // token
   for (const int32_t id : ids) {
     if (id < 0 || id >= size())
       return lite::invalid_argument("decode: id ", id, " is not in 0..", size() - 1);
-    if (!(skip_special && is_special(id))) text += bytes(id);
+    if (options.skip_special && is_special(id)) continue;
+    if (text.empty()) first = impl_->definition.vocabulary.text(id);
+    text += bytes(id);
   }
+  if (!options.continues) impl_->definition.decoder.strip_beginning(first, &text);
   return text;
 }
 

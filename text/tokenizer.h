@@ -1,8 +1,8 @@
 // Text to token ids and back, as the checkpoint's own tokenizer does it.
 //
-// Byte-level BPE read from tokenizer.json (its Split pre-tokenizers in sequence, its added tokens), or
-// tiktoken ranks (tiktoken.model with Kimi's pattern). Text is bytes; it need not be valid UTF-8 to be
-// encoded: bytes that are not are encoded one by one, and decode() gives the same bytes back.
+// BPE over bytes or characters read from tokenizer.json, or tiktoken ranks (tiktoken.model with Kimi's
+// pattern). Text is bytes; it need not be valid UTF-8 to be encoded: bytes that are not are encoded one by
+// one. decode() gives the same bytes back where the tokenizer has no normalizer that changes them.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,11 @@ struct EncodeOptions {
   bool bos = false;  // put the beginning-of-sentence token in front
 };
 
+struct DecodeOptions {
+  bool skip_special = false;  // leave special tokens out
+  bool continues = false;     // the ids go on from others: keep the space that a text's first token loses
+};
+
 class Tokenizer {
  public:
   // Gives the bytes of a file of the checkpoint, or null: "tokenizer.json", "tokenizer_config.json",
@@ -44,7 +49,7 @@ class Tokenizer {
   int32_t size() const;
   bool is_token(int32_t id) const;
   int32_t bos() const;    // -1: none
-  bool adds_bos() const;  // the checkpoint's own rule (add_bos_token) for plain text
+  bool adds_bos() const;  // the checkpoint's own rule (add_bos_token, post_processor) for plain text
   // Ids named as end of sentence by the tokenizer's files; generation_config may name more.
   const std::vector<int32_t>& eos() const;
   bool is_special(int32_t id) const;         // an added token that visible text leaves out
@@ -61,9 +66,9 @@ class Tokenizer {
   // (InvalidArgument); touching ones are one. Text is merged across their borders like any other.
   Status encode_spans(std::string_view text, std::span<const TextSpan> trusted,
                       std::vector<int32_t>* ids) const;
-  // The tokens' bytes one after the other; with skip_special without special tokens. An id below size() that
-  // names no token gives nothing, one outside 0..size()-1 InvalidArgument.
-  Result<std::string> decode(std::span<const int32_t> ids, bool skip_special) const;
+  // The tokens' bytes one after the other. An id below size() that names no token gives nothing, one outside
+  // 0..size()-1 InvalidArgument.
+  Result<std::string> decode(std::span<const int32_t> ids, const DecodeOptions& options) const;
 
  private:
   Tokenizer();

@@ -77,7 +77,7 @@ void tag(const HeadOptions& o) {
       ordered_json token = {{"id", row.ids[i]}};
       std::string bytes;
       if (tokenizer) {
-        bytes = detokenize(tokenizer, &row.ids[i], 1, 0);
+        bytes = detokenize(tokenizer, &row.ids[i], 1, DSV3_CONTINUES);
         token["text"] = bytes;
         token["start"] = offsets.begin[i];
         token["end"] = offsets.end[i];

@@ -122,7 +122,7 @@ Offsets character_offsets(const dsv3_tokenizer* tokenizer, const std::vector<int
   Offsets out;
   int64_t begun = 0;  // characters that have begun
   for (const int32_t id : ids) {
-    const std::string bytes = detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL);
+    const std::string bytes = detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL | DSV3_CONTINUES);
     const auto begins = [](char c) { return (c & 0xC0) != 0x80; };
     // A token that begins inside a character shares it with the token before.
     out.begin.push_back(!bytes.empty() && !begins(bytes[0]) ? std::max<int64_t>(begun - 1, 0) : begun);

@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 
 #include "tools/common.h"
+#include "tools/sampling.h"
 
 namespace tools {
 namespace {
@@ -21,61 +22,8 @@ struct RunOptions {
   std::optional<int32_t> n_tokens;
   int32_t context = 0;  // 0: the library's default
   std::optional<uint64_t> seed;
-  std::optional<double> temperature, top_p, min_p;
-  std::optional<int32_t> top_k;
-  std::vector<std::string> stops;
+  SamplingOptions sampling;
   ComputeOptions compute;
-};
-
-// The answer on its way to standard output. Held back is what may be the beginning of a stop text, and an
-// incomplete character at the end. Where tokens begin and end makes no difference: the stop text that is
-// complete first counts, of two that end together the longer one.
-class Answer {
- public:
-  explicit Answer(const std::vector<std::string>& stops) : stops_(stops) {}
-
-  // False when a stop text has appeared; what precedes it is out.
-  bool add(std::string_view bytes) {
-    held_ += bytes;
-    size_t begin = std::string::npos, end = std::string::npos;
-    for (const std::string& stop : stops_) {
-      const size_t at = held_.find(stop);
-      if (at == std::string::npos || at + stop.size() > end || (at + stop.size() == end && at > begin))
-        continue;
-      begin = at;
-      end = at + stop.size();
-    }
-    if (end != std::string::npos) {
-      held_.resize(begin);
-      return false;
-    }
-    put(dsv3_utf8_complete(held_.data(), held_.size() - possible_stop()));
-    return true;
-  }
-
-  // All that is still held back.
-  void finish() {
-    put(held_.size());
-    if (isatty(STDOUT_FILENO)) write_stdout("\n");
-  }
-
- private:
-  // Bytes at the end that some stop text may begin with.
-  size_t possible_stop() const {
-    size_t longest = 0;
-    for (const std::string& stop : stops_)
-      for (size_t n = std::min(stop.size() - 1, held_.size()); n > longest; --n)
-        if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) longest = n;
-    return longest;
-  }
-
-  void put(size_t n) {
-    write_stdout(std::string_view(held_).substr(0, n));
-    held_.erase(0, n);
-  }
-
-  const std::vector<std::string>& stops_;
-  std::string held_;
 };
 
 std::string read_prompt(const RunOptions& o) {
@@ -102,17 +50,6 @@ std::vector<int32_t> prompt_ids(const RunOptions& o, const dsv3_tokenizer* token
     fail("run ", o.model,
          ": the prompt is empty, and this model's texts have no beginning token; write something");
   return ids;
-}
-
-dsv3_sampling sampling_of(const RunOptions& o, const Model& model) {
-  dsv3_sampling s = {};
-  s.struct_size = sizeof s;
-  check(dsv3_model_sampling(model.get(), &s));
-  s.temperature = o.temperature.value_or(s.temperature);
-  s.top_k = o.top_k.value_or(s.top_k);
-  s.top_p = o.top_p.value_or(s.top_p);
-  s.min_p = o.min_p.value_or(s.min_p);
-  return s;
 }
 
 // Tokens, and the time they took.
@@ -161,7 +98,7 @@ void run(const RunOptions& o) {
   const Model model = open_model(o.model, o.compute.backend, o.quiet);
   const dsv3_model_info info = get_info(model);
   const dsv3_tokenizer* tokenizer = tokenizer_of(o, model);
-  const dsv3_sampling sampling = sampling_of(o, model);
+  const dsv3_sampling sampling = o.sampling.sampling(model);
   const std::vector<int32_t> ids = prompt_ids(o, tokenizer);
 
   Progress progress("prefill", o.quiet);
@@ -178,7 +115,7 @@ void run(const RunOptions& o) {
   const uint64_t seed = o.seed ? *o.seed : std::random_device()();
   if (!o.quiet) note_load(o, info, context, seed);
 
-  Answer answer(o.stops);
+  StopTexts stop(o.sampling.stops);
   Speed prefill, decode;
   bool going = evaluate(session, ids.data(), ids.size(), DSV3_PHASE_PROMPT, &prefill);
   progress.finish();
@@ -190,11 +127,16 @@ void run(const RunOptions& o) {
     check(dsv3_sample(session.get(), last, &sampling, seed, &id));
     const bool end = dsv3_is_end_token(model.get(), id);
     going = o.ignore_eos || !end;
-    if (!end) going = answer.add(detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL));
+    if (!end) {
+      bool stopped = false;
+      write_stdout(stop.add(detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL | DSV3_CONTINUES), &stopped));
+      going = !stopped;
+    }
     if (going && ++n < limit) going = evaluate(session, &id, 1, DSV3_PHASE_DECODE, &decode);
     last = 0;
   }
-  answer.finish();
+  write_stdout(stop.finish());
+  if (isatty(STDOUT_FILENO)) write_stdout("\n");
   // Without -n a full context is the end that was asked for, and -q hides it; fewer tokens than -n asks for
   // are not.
   if (n == room && (o.n_tokens ? *o.n_tokens > room : !o.quiet))
@@ -230,37 +172,11 @@ void add_run(CLI::App* program) {
                    "seed of the random choices (default: random, said on standard error)")
       ->check(number(0, double(UINT64_MAX)))
       ->type_name("N");
-  command
-      ->add_option("--temp", o->temperature,
-                   "temperature, 0: always the likeliest token; this and the next three\n"
-                   "default to the checkpoint's generation_config.json, or else to 0")
-      ->check(number(0, 1e6))
-      ->type_name("X");
-  command->add_option("--top-k", o->top_k, "choose among the k likeliest tokens; 0: all")
-      ->check(number(0, INT32_MAX))
-      ->type_name("N");
-  command
-      ->add_option("--top-p", o->top_p,
-                   "choose among the likeliest tokens that reach this probability; 0 or 1: all")
-      ->check(number(0, 1))
-      ->type_name("X");
-  command
-      ->add_option("--min-p", o->min_p,
-                   "leave out tokens less likely than this share of the likeliest one's; 0: none")
-      ->check(number(0, 1))
-      ->type_name("X");
-  // The raw results: CLI11 would read a stop text "[a,b]" as a list.
-  CLI::Option* stop = command->add_option("--stop", "end the answer before this text; may be repeated")
-                          ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
-                          ->type_name("TEXT")
-                          ->check([](const std::string& t) { return t.empty() ? "is empty" : ""; });
+  o->sampling.add_to(command);
   command->add_flag("--ignore-eos", o->ignore_eos, "go on after end tokens");
   command->add_flag("-q,--quiet", o->quiet, "nothing on standard error but warnings and errors");
   o->compute.add_to(command);
-  command->callback([o, stop] {
-    o->stops = stop->results();
-    run(*o);
-  });
+  command->callback([o] { run(*o); });
 }
 
 }  // namespace tools

@@ -1,7 +1,8 @@
-"""dsv3 tokenize against the goldens of three released tokenizers' structures."""
+"""dsv3 tokenize against the goldens of five released tokenizers' structures, and models that come with them."""
 from support import *
 
-FAMILIES = ("deepseek-v3", "deepseek-v2", "kimi-k2")
+FAMILIES = ("deepseek-v3", "deepseek-v2", "kimi-k2", "qwen3", "mixtral")
+EXACT = ("deepseek-v3", "deepseek-v2", "kimi-k2")  # whose texts come back byte for byte, whatever they are
 BOS = "<｜begin▁of▁sentence｜>"
 
 
@@ -46,10 +47,18 @@ class Tokenize(Case):
     def test_bytes_survive(self):
         """Whatever the bytes: what is encoded decodes to itself, byte for byte."""
         texts = [bytes(range(256)), b"\xff\xfe", b"\xf0\x9f\x98", b"a\0b\r\n", "é—😀".encode()[:-1], b"\n", b""]
-        for path in (*(TOKENIZERS / family for family in FAMILIES), DEMO):
+        for path in (*(TOKENIZERS / family for family in EXACT), DEMO):
             for data in texts:
                 ids = self.tokenize(path, data, "--plain")
                 self.assertEqual(self.tokenize(path, ids, "--decode"), data)
+
+    def test_what_a_normalizer_changes(self):
+        """Qwen3 composes characters; Mixtral's spaces are letters, and bytes stand for what its vocabulary lacks."""
+        for family, data, back in (("qwen3", "e\u0301 \u212b", "é Å"), ("mixtral", "▁a", " a"), ("mixtral", "  \u212b 中\0", "  \u212b 中\0")):
+            ids = self.tokenize(TOKENIZERS / family, data, "--plain")
+            self.assertEqual(self.tokenize(TOKENIZERS / family, ids, "--decode").decode(), back)
+        ids = self.tokenize(TOKENIZERS / "mixtral", b"\xff\xfe a", "--plain")
+        self.assertEqual(self.tokenize(TOKENIZERS / "mixtral", ids, "--decode"), b"\xff\xfe a")
 
     def test_packed_file_and_folder_agree(self):
         text = "<｜User｜>It was—as he said—<｜Assistant｜>" + BOS
@@ -81,6 +90,46 @@ class Tokenize(Case):
     def test_last_row_without_newline(self):
         self.assertEqual(len(self.tokenize(DEMO, '{"text": "a"}\n{"text": "b"}', "--jsonl").splitlines()), 2)
         self.assertEqual(self.tokenize(DEMO, "", "--jsonl"), b"")
+
+
+def with_tokenizer(case, family):
+    """A golden case whose vocabulary is a tokenizer's, as a checkpoint folder: rows of the embedding are repeated."""
+    checkpoint = Checkpoint(CASES / case)
+    shutil.copy(TOKENIZERS / family / "tokenizer.json", checkpoint.folder)
+    tokenizer = json.loads((checkpoint.folder / "tokenizer.json").read_text())
+    rows = 1 + max([*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])])
+    checkpoint.config["vocab_size"] = rows
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            _, (old, width), data = tensor
+            shuffled = np.frombuffer(data, np.uint8).reshape(old, -1)[np.random.default_rng(1).integers(0, old, rows)]
+            tensor[1:] = [rows, width], shuffled.tobytes()
+    return checkpoint
+
+
+class InAModel(Case):
+    def test_text_goes_through_a_model(self):
+        """What run writes is what the tokens that follow, found one by one, decode to behind the prompt."""
+        for case, family in (("qwen3-moe", "qwen3"), ("mixtral", "mixtral")):
+            model = packed(with_tokenizer(case, family).write())
+            prompt = "Hello, my dog"
+            ids = first = json.loads(self.ok(dsv3("tokenize", model, *(["--bos"] if family == "mixtral" else []), stdin=prompt.encode())))
+            self.assertEqual(first[:1] == [1], family == "mixtral")
+            for _ in range(6):
+                out = TEMP / "next.safetensors"
+                self.ok(dsv3("dump", model, "--ids", ",".join(map(str, ids)), "--out", out, "--force", "-q"))
+                ids = [*ids, int(load_safetensors(out)["logits"][-1].argmax())]
+            decode = lambda ids: self.ok(dsv3("tokenize", model, "--decode", stdin=json.dumps(ids).encode())).decode(errors="replace")
+            written = self.ok(dsv3("run", model, "-q", "-p", prompt, "-n", 6, "--temp", 0, "--ignore-eos"))
+            self.assertEqual(decode(first) + written.decode(errors="replace"), decode(ids), family)
+
+    def test_a_tokenizer_of_another_model(self):
+        checkpoint = with_tokenizer("mixtral", "mixtral")
+        tokenizer = checkpoint.folder / "tokenizer.json"
+        bad = json.loads(tokenizer.read_text())
+        bad["decoder"]["decoders"].append({"type": "CTC"})
+        tokenizer.write_text(json.dumps(bad))
+        self.fails(program("dsv3-convert", checkpoint.write(), TEMP / "bad.dsv3"), "decoder", "CTC", name="dsv3-convert")
 
 
 class BadInput(Case):

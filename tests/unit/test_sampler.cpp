@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <random>
 
 #include "text/sampler.h"
@@ -41,43 +42,70 @@ std::vector<int32_t> support(const std::vector<float>& logits, const Sampling& s
 
 using Ids = std::vector<int32_t>;
 
-// The definition, written down with a full sort.
-int32_t slow_sample(const std::vector<float>& logits, const Sampling& s, double random) {
-  Ids order;
+// The definition, written down plainly: one token after the other, probabilities normalised at every step, full sorts.
+int32_t slow_sample(const std::vector<float>& given, const Sampling& s, double random) {
+  std::vector<double> logits(given.begin(), given.end());
+  for (const LogitBias& b : s.logit_bias) logits[size_t(b.id)] += b.bias;
+  std::map<int32_t, int> count;
+  for (size_t i = 0; i < s.history.size(); ++i)
+    if (s.penalty_window == 0 || i + size_t(s.penalty_window) >= s.history.size()) ++count[s.history[i]];
+  for (const auto& [id, n] : count) {
+    double& l = logits[size_t(id)];
+    if (l > 0)
+      l /= s.repetition_penalty;
+    else
+      l *= s.repetition_penalty;
+    l -= s.presence_penalty + s.frequency_penalty * n;
+  }
+  Ids left;
   for (size_t i = 0; i < logits.size(); ++i)
-    if (std::isfinite(logits[i])) order.push_back(int32_t(i));
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return logits[size_t(a)] > logits[size_t(b)]; });
-  if (s.temperature == 0) return order[0];
-  const double best = logits[size_t(order[0])];
-  std::vector<double> weight(logits.size());
-  const auto total = [&] {
-    double sum = 0;
-    for (double w : weight) sum += w;
-    return sum;
+    if (std::isfinite(logits[i])) left.push_back(int32_t(i));
+  const auto rank = [&] {
+    std::stable_sort(left.begin(), left.end(),
+                     [&](int32_t a, int32_t b) { return logits[size_t(a)] > logits[size_t(b)]; });
   };
-  if (s.top_k > 0 && size_t(s.top_k) < order.size()) order.resize(size_t(s.top_k));
-  for (int32_t id : order) weight[size_t(id)] = std::exp((double(logits[size_t(id)]) - best) / s.temperature);
-  if (s.top_p > 0 && s.top_p < 1) {
-    const double goal = s.top_p * total();
+  rank();
+  if (s.temperature == 0) return left[0];
+  std::map<int32_t, double> p;  // of what is left; adds up to 1
+  const auto normalise = [&] {
+    std::sort(left.begin(), left.end());
     double sum = 0;
-    for (int32_t id : order) {
-      if (sum >= goal) {
-        weight[size_t(id)] = 0;
-      } else {
-        sum += weight[size_t(id)];
-      }
-    }
+    p.clear();
+    const double best = *std::max_element(logits.begin(), logits.end());
+    for (int32_t id : left) sum += p[id] = std::exp((logits[size_t(id)] - best) / s.temperature);
+    for (auto& [id, x] : p) x /= sum;
+    rank();
+  };
+  const auto keep_until = [&](double share) {  // the first of left
+    double sum = 0;
+    size_t n = 0;
+    while (n < left.size() && sum < share) sum += p[left[n++]];
+    left.resize(n);
+  };
+  if (s.top_k > 0 && size_t(s.top_k) < left.size()) left.resize(size_t(s.top_k));
+  normalise();
+  if (s.top_p > 0 && s.top_p < 1) keep_until(s.top_p);
+  normalise();
+  const double most = p[left[0]];
+  std::erase_if(left, [&](int32_t id) { return p[id] < s.min_p * most; });
+  normalise();
+  if (s.typical_p > 0 && s.typical_p < 1) {
+    double entropy = 0;
+    for (int32_t id : left)
+      if (p[id] > 0) entropy -= p[id] * std::log(p[id]);
+    std::stable_sort(left.begin(), left.end(), [&](int32_t a, int32_t b) {
+      return std::abs(-std::log(p[a]) - entropy) < std::abs(-std::log(p[b]) - entropy);
+    });
+    keep_until(s.typical_p);
+    normalise();
   }
-  for (double& w : weight)
-    if (w < s.min_p) w = 0;
-  const double target = random * total();
+  std::sort(left.begin(), left.end());
   double sum = 0;
-  for (size_t i = 0; i < weight.size(); ++i) {
-    sum += weight[i];
-    if (weight[i] > 0 && sum > target) return int32_t(i);
+  for (int32_t id : left) {
+    sum += p[id];
+    if (sum > random) return id;
   }
-  return order[0];
+  return left.back();
 }
 
 }  // namespace
@@ -107,45 +135,106 @@ TEST_CASE("uniform is 53 bits of the first two words") {
   CHECK(square / 100000 == doctest::Approx(1.0 / 3).epsilon(0.015));  // standard error 0.0009
 }
 
-TEST_CASE("greedy takes the largest logit, the lowest id of equals, and no NaN") {
+TEST_CASE("greedy takes the largest logit, the lowest id of equals, and none that is masked") {
   CHECK(pick({1, 3, 2}, {}) == 1);
   CHECK(pick({3, 1, 3, 3}, {}) == 0);
   CHECK(pick({-0.0f, 0.0f}, {}) == 0);
-  CHECK(pick({kNan, -5, kNan, -4, kNan}, {}) == 3);
+  CHECK(pick({-kInfinity, -5, -kInfinity, -4}, {}) == 3);
   CHECK(pick({-kInfinity, -1e30f}, {}) == 1);
-  CHECK(pick({kInfinity, 1}, {}) == 1);
   CHECK(pick({1, 5, 3}, {.top_k = 1, .top_p = 0.1, .min_p = 1}) == 1);
 }
 
-TEST_CASE("no finite logit is an error, and so is an option out of range") {
+TEST_CASE("logits that are no numbers, and options out of range, are errors that say which") {
   SampleScratch scratch;
+  const auto status = [&](const std::vector<float>& logits, const Sampling& sampling) {
+    return sample(logits.data(), int32_t(logits.size()), sampling, 1, 0, &scratch).status();
+  };
+  const auto has = [](const lite::Status& s, lite::Code code, const std::string& part) {
+    CHECK(s.code() == code);
+    CHECK_MESSAGE(s.message().find(part) != std::string::npos, s.message());
+  };
   for (const double temperature : {0.0, 1.0}) {
-    const std::vector<float> none = {kNan, -kInfinity, kInfinity};
-    const auto id = sample(none.data(), 3, {.temperature = temperature}, 1, 0, &scratch);
-    CHECK(id.status().code() == lite::Code::Corrupt);
-    CHECK(sample(none.data(), 0, {.temperature = temperature}, 1, 0, &scratch).status().code() ==
-          lite::Code::Corrupt);
+    has(status({-kInfinity, -kInfinity}, {.temperature = temperature}), lite::Code::Corrupt,
+        "all of 2 logits");
+    has(status({}, {.temperature = temperature}), lite::Code::Corrupt, "all of 0 logits");
+    has(status({1, kNan, 2}, {.temperature = temperature}), lite::Code::Corrupt, "the logit of id 1 is nan");
+    has(status({1, 2, kInfinity}, {.temperature = temperature}), lite::Code::Corrupt,
+        "the logit of id 2 is inf");
   }
   const double nan = std::numeric_limits<double>::quiet_NaN(),
                infinity = std::numeric_limits<double>::infinity();
-  const std::vector<std::pair<Sampling, const char*>> wrong = {{{.temperature = -1}, "temperature"},
-                                                               {{.temperature = nan}, "temperature"},
-                                                               {{.temperature = infinity}, "temperature"},
-                                                               {{.top_k = -1}, "top_k"},
-                                                               {{.top_p = -0.1}, "top_p"},
-                                                               {{.top_p = 1.1}, "top_p"},
-                                                               {{.top_p = nan}, "top_p"},
-                                                               {{.min_p = -0.1}, "min_p"},
-                                                               {{.min_p = 1.5}, "min_p"},
-                                                               {{.min_p = nan}, "min_p"}};
-  const float logit = 0;
+  std::vector<std::pair<Sampling, const char*>> wrong = {{{.penalty_window = -1}, "penalty_window"},
+                                                         {{.repetition_penalty = 0}, "repetition_penalty"},
+                                                         {{.repetition_penalty = -1}, "repetition_penalty"},
+                                                         {{.top_k = -1}, "top_k"},
+                                                         {{.temperature = -1}, "temperature"},
+                                                         {{.top_p = -0.1}, "top_p"},
+                                                         {{.top_p = 1.1}, "top_p"},
+                                                         {{.min_p = -0.1}, "min_p"},
+                                                         {{.min_p = 1.5}, "min_p"},
+                                                         {{.typical_p = -0.1}, "typical_p"},
+                                                         {{.typical_p = 1.5}, "typical_p"}};
+  for (const double value : {nan, infinity, -infinity})
+    for (const auto& [field, name] : std::vector<std::pair<double Sampling::*, const char*>>{
+             {&Sampling::repetition_penalty, "repetition_penalty"},
+             {&Sampling::presence_penalty, "presence_penalty"},
+             {&Sampling::frequency_penalty, "frequency_penalty"},
+             {&Sampling::temperature, "temperature"},
+             {&Sampling::top_p, "top_p"},
+             {&Sampling::min_p, "min_p"},
+             {&Sampling::typical_p, "typical_p"}}) {
+      Sampling s;
+      s.*field = value;
+      wrong.emplace_back(s, name);
+    }
   for (const auto& [sampling, name] : wrong) {
-    const lite::Status status = sample(&logit, 1, sampling, 1, 0, &scratch).status();
-    CHECK(status.code() == lite::Code::InvalidArgument);
-    CHECK(status.message().find(name) != std::string::npos);
+    has(status({0}, sampling), lite::Code::InvalidArgument, name);
     CHECK(sampling.check().code() == lite::Code::InvalidArgument);
   }
   CHECK(Sampling{}.check().ok());
+  for (const float bias : {kNan, kInfinity, -kInfinity, 2e6f}) {
+    const LogitBias biases[] = {{0, bias}};
+    has(status({0}, {.logit_bias = biases}), lite::Code::InvalidArgument, "logit_bias");
+  }
+  for (const int32_t id : {-1, 2, INT32_MAX}) {
+    const LogitBias biases[] = {{1, 0}, {id, 1}};
+    has(status({0, 0}, {.logit_bias = biases}), lite::Code::InvalidArgument,
+        lite::str("logit_bias: id ", id));
+    const Ids history = {1, id};
+    has(status({0, 0}, {.history = history, .presence_penalty = 1}), lite::Code::InvalidArgument,
+        lite::str("history: id ", id));
+  }
+}
+
+TEST_CASE("bias and penalties, by hand") {
+  const LogitBias bias[] = {{0, 2}, {0, 2}, {2, -3}};
+  CHECK(pick({1, 4, 6}, {.logit_bias = bias}) == 0);  // 5 4 3
+  const Ids history = {2, 2, 1, 2};
+  CHECK(pick({1, 4, 6}, {.history = history}) == 2);
+  CHECK(pick({1, 4, 6}, {.history = history, .repetition_penalty = 7}) == 0);     // 1 4/7 6/7
+  CHECK(pick({-8, -4, -1}, {.history = history, .repetition_penalty = 7}) == 2);  // -8 -28 -7
+  CHECK(pick({1, 4, 6}, {.history = history, .presence_penalty = 3}) == 2);       // 1 1 3
+  CHECK(pick({1, 4, 6}, {.history = history, .frequency_penalty = 1}) == 1);      // 1 3 3
+  CHECK(pick({1, 4, 6}, {.history = history, .frequency_penalty = -1}) == 2);     // 1 5 9
+  CHECK(pick({1, 4, 6}, {.history = history, .penalty_window = 1, .frequency_penalty = 3}) == 1);    // 1 4 3
+  CHECK(pick({1, 4, 6}, {.history = history, .penalty_window = 2, .frequency_penalty = 2}) == 2);    // 1 2 4
+  CHECK(pick({1, 4, 6}, {.history = history, .penalty_window = 100, .frequency_penalty = 2}) == 1);  // 1 2 0
+  CHECK(pick({-kInfinity, 4, 6}, {.history = history, .repetition_penalty = 1e6, .presence_penalty = 1e6}) ==
+        2);
+  CHECK(pick({3e38f, -3e38f}, {.history = Ids{1}, .repetition_penalty = 1e6}) == 0);
+}
+
+TEST_CASE("typical sampling keeps what is as surprising as the mean") {
+  // -log p: 0.51, 1.61, 2.30, 2.30; entropy 1.09: the most likely token is 0.58 from it, the next 0.52.
+  const std::vector<float> logits = logs({0.6, 0.2, 0.1, 0.1});
+  CHECK(support(logits, {.temperature = 1, .typical_p = 0.1}) == Ids{1});
+  CHECK(support(logits, {.temperature = 1, .typical_p = 0.3}) == Ids{0, 1});
+  CHECK(support(logits, {.temperature = 1, .typical_p = 0.85}) == Ids{0, 1, 2});  // of equals the lower id
+  CHECK(support(logits, {.temperature = 1, .typical_p = 0.95}) == Ids{0, 1, 2, 3});
+  CHECK(support(logits, {.temperature = 1, .typical_p = 0}) == Ids{0, 1, 2, 3});
+  CHECK(support(logits, {.temperature = 1, .typical_p = 1}) == Ids{0, 1, 2, 3});
+  CHECK(support({1, 1, 1}, {.temperature = 1, .typical_p = 0.5}) == Ids{0, 1});
+  CHECK(support({0, 3e38f, -3e38f}, {.temperature = 1e-300, .typical_p = 0.5}) == Ids{1});
 }
 
 TEST_CASE("draws follow the probabilities") {
@@ -194,7 +283,7 @@ TEST_CASE("what is kept, at the boundaries") {
   CHECK(support(logs({0.5, 0.3, 0.2}), {.temperature = 1, .min_p = 0.5}) == Ids{0, 1});
   CHECK(support(logs({0.5, 0.3, 0.2}), {.temperature = 2, .min_p = 0.5}) == Ids{0, 1, 2});
   // Masked ids are not there at all.
-  CHECK(support({kNan, 1, -kInfinity, 1, kInfinity}, {.temperature = 5}) == Ids{1, 3});
+  CHECK(support({-kInfinity, 1, -kInfinity, 1}, {.temperature = 5}) == Ids{1, 3});
   // Extreme temperatures: greedy in the limit; all alike in the other, where ranks still follow the logits.
   CHECK(support({1, 2, 3}, {.temperature = 1e-300}) == Ids{2});
   CHECK(support({1, 2, 3}, {.temperature = 1e300}) == Ids{0, 1, 2});
@@ -218,13 +307,25 @@ TEST_CASE("the sampler equals the definition written with a full sort") {
     for (float& l : logits) {
       l = float(std::normal_distribution<double>(0, spread)(random));
       if (random() % 4 == 0) l = std::round(l);  // ties
-      if (random() % 50 == 0) l = random() % 2 ? kNan : -kInfinity;
+      if (random() % 50 == 0) l = -kInfinity;
     }
     logits[random() % logits.size()] = 1;
-    const Sampling sampling{.temperature = choose(0, 0.3, 1, 3),
+    const auto any_id = [&] { return int32_t(random() % logits.size()); };
+    std::vector<LogitBias> bias(random() % 4);
+    for (LogitBias& b : bias) b = {any_id(), float(choose(-100, -2, 0.5, 5))};
+    Ids history(random() % 100);
+    for (int32_t& id : history) id = any_id();
+    const Sampling sampling{.logit_bias = bias,
+                            .history = history,
+                            .penalty_window = int32_t(choose(0, 1, 64)),
+                            .repetition_penalty = choose(1, 1, 1.3, 0.8),
+                            .presence_penalty = choose(0, 0, 0.7, -1),
+                            .frequency_penalty = choose(0, 0, 0.3),
+                            .temperature = choose(0, 0.3, 1, 3),
                             .top_k = int32_t(choose(0, 1, 5, 64, 65, 500)),
                             .top_p = choose(0, 0.1, 0.5, 0.95, 0.999, 1),
-                            .min_p = choose(0, 0, 0.01, 0.5)};
+                            .min_p = choose(0, 0, 0.01, 0.5),
+                            .typical_p = choose(1, 1, 0.2, 0.9)};
     const auto id = sample(logits.data(), int32_t(logits.size()), sampling, seed, round, &scratch);
     REQUIRE(id.ok());
     REQUIRE(*id == slow_sample(logits, sampling, uniform(seed, uint64_t(round))));
@@ -234,11 +335,20 @@ TEST_CASE("the sampler equals the definition written with a full sort") {
 TEST_CASE("sampling keeps its memory") {
   std::vector<float> logits(1000, 0.0f);
   SampleScratch scratch;
-  const Sampling sampling{.temperature = 1, .top_k = 500, .top_p = 0.9, .min_p = 0.1};
+  const Ids history(100, 5);
+  const Sampling sampling{.history = history,
+                          .presence_penalty = 1,
+                          .temperature = 1,
+                          .top_k = 500,
+                          .top_p = 0.9,
+                          .min_p = 0.1,
+                          .typical_p = 0.9};
   REQUIRE(sample(logits.data(), 1000, sampling, 1, 0, &scratch).ok());
   const int32_t* order = scratch.order.data();
   const double* probability = scratch.probability.data();
+  const int32_t* recent = scratch.recent.data();
   for (int32_t n : {1000, 10, 1000}) REQUIRE(sample(logits.data(), n, sampling, 1, 1, &scratch).ok());
   CHECK(scratch.order.data() == order);
   CHECK(scratch.probability.data() == probability);
+  CHECK(scratch.recent.data() == recent);
 }

@@ -1,0 +1,44 @@
+// What a text becomes before it is cut into pieces: tokenizer.json's "normalizer".
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ggml-lite/json.h"
+#include "ggml-lite/status.h"
+#include "text/span.h"
+
+namespace dsv3 {
+
+// A text of which some spans are trusted.
+struct MarkedText {
+  std::string text;
+  TextSpans trusted;
+};
+
+class Normalizer {
+ public:
+  // NFC, Prepend, Replace of one string by another, and Sequences of them. Others are Unsupported, by name.
+  static lite::Result<Normalizer> read(const lite::Json& json);
+
+  bool does_nothing() const { return steps_.empty(); }
+  // What a step writes is trusted where all that it replaces is. Bytes that are not UTF-8 stay as they are.
+  // Time is linear in the text up to a logarithm.
+  MarkedText apply(MarkedText text) const;
+
+ private:
+  enum class Kind { Nfc, Prepend, Replace };
+  struct Step {
+    Kind kind;
+    std::string pattern, content;
+  };
+  lite::Status add(const lite::Json& json, int depth);
+
+  std::vector<Step> steps_;
+};
+
+// Every `pattern` in `text` becomes `content`, leftmost first.
+std::string replace_all(std::string_view text, std::string_view pattern, std::string_view content);
+
+}  // namespace dsv3
