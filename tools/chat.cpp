@@ -9,6 +9,9 @@ namespace tools {
 
 using nlohmann::ordered_json;
 
+namespace {
+
+// By the clock on the wall, for strftime_now.
 int64_t local_time() {
   const std::time_t now = std::time(nullptr);
   std::tm wall = {};
@@ -16,13 +19,17 @@ int64_t local_time() {
   return int64_t(now) + wall.tm_gmtoff;
 }
 
-namespace {
-
 std::string dump(const ordered_json& value) {
   return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }
 
 }  // namespace
+
+Template model_template(const Model& model) {
+  dsv3_template* opened = nullptr;
+  check(dsv3_model_template(model.get(), nullptr, &opened));
+  return Template(opened);
+}
 
 std::optional<std::string> render(const dsv3_template* chat_template, const std::string& arguments,
                                   std::string* error) {
@@ -62,7 +69,7 @@ std::vector<int32_t> render_ids(const dsv3_template* chat_template, const dsv3_t
   return ids;
 }
 
-void ChatOptions::add_to(CLI::App* command) {
+CLI::Option* ChatOptions::add_to(CLI::App* command) {
   CLI::Option* flag =
       command->add_flag("--chat", chat, "the text is a question, asked with the checkpoint's chat template");
   command->add_option("--system", system, "the system message of the chat")->needs(flag)->type_name("TEXT");
@@ -70,6 +77,7 @@ void ChatOptions::add_to(CLI::App* command) {
       ->add_option("--thinking", thinking, "whether the model is to think first, if its template can say so")
       ->needs(flag)
       ->check(CLI::IsMember({"on", "off"}));
+  return flag;
 }
 
 std::string ChatOptions::arguments(const std::string& question) const {
@@ -93,9 +101,10 @@ void AnswerRows::add(std::string_view text) {
   write();
 }
 
-void AnswerRows::finish() {
+void AnswerRows::finish(const char* end, int64_t prompt_tokens, int64_t tokens) {
   check(dsv3_output_finish(output_.get()));
   write();
+  write_stdout(dump({{"end", end}, {"prompt_tokens", prompt_tokens}, {"tokens", tokens}}) + "\n");
 }
 
 void AnswerRows::write() {

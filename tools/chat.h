@@ -16,8 +16,7 @@ struct FreeTemplate {
 };
 using Template = std::unique_ptr<dsv3_template, FreeTemplate>;
 
-// Seconds since 1970-01-01 00:00 by the clock on the wall, for strftime_now.
-int64_t local_time();
+Template model_template(const Model& model);
 
 // The text, or what the library says against it, in *error.
 std::optional<std::string> render(const dsv3_template* chat_template, const std::string& arguments,
@@ -30,16 +29,18 @@ struct ChatOptions {
   bool chat = false;
   std::optional<std::string> system, thinking;  // thinking: "on", "off"
 
-  void add_to(CLI::App* command);
+  CLI::Option* add_to(CLI::App* command);  // gives --chat
   std::string arguments(const std::string& question) const;
 };
 
 // An answer as rows of JSON: {"reasoning"}, {"content"}, {"tool_call": {"id", "name", "arguments"}}, {"note"}.
 class AnswerRows {
  public:
+  // `prompt`: what the model goes on from.
   explicit AnswerRows(std::string_view prompt);
   void add(std::string_view text);  // whole characters
-  void finish();
+  // Why the answer ends: "stop", "length", "interrupted".
+  void finish(const char* end, int64_t prompt_tokens, int64_t tokens);
 
  private:
   void write();

@@ -176,7 +176,7 @@ class Parser {
     for (;;) {
       Statement::Branch branch;
       if (conditional) {
-        LITE_ASSIGN(branch.condition, tuple(Tuples::Bare));
+        LITE_ASSIGN(branch.condition, tuple(Tuples::BareWithoutIf));
       }
       LITE_TRY(end_of_tag());
       LITE_ASSIGN(branch.body, conditional ? body({"elif", "else", "endif"}) : body({"endif"}));

@@ -1,10 +1,9 @@
 #include "text/jinja/text.h"
 
-#include <clocale>
-#include <cstring>
-#include <cwctype>
+#include <utf8proc.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "text/utf8.h"
 
@@ -14,12 +13,6 @@ namespace {
 
 int64_t code_points(std::string_view bytes) {
   return std::count_if(bytes.begin(), bytes.end(), [](char c) { return (uint8_t(c) & 0xC0) != 0x80; });
-}
-
-// The C library's Unicode tables, whatever locale the program has chosen; null where it has none.
-locale_t unicode() {
-  static const locale_t locale = newlocale(LC_CTYPE_MASK, "C.UTF-8", nullptr);
-  return locale;
 }
 
 }  // namespace
@@ -110,13 +103,26 @@ size_t rfind_text(std::string_view text, std::string_view part) {
 }
 
 uint32_t to_upper(uint32_t c) {
-  if (c < 0x80) return c >= 'a' && c <= 'z' ? c - 32 : c;
-  return unicode() ? uint32_t(towupper_l(wint_t(c), unicode())) : c;
+  return uint32_t(utf8proc_toupper(utf8proc_int32_t(c)));
 }
 
 uint32_t to_lower(uint32_t c) {
-  if (c < 0x80) return c >= 'A' && c <= 'Z' ? c + 32 : c;
-  return unicode() ? uint32_t(towlower_l(wint_t(c), unicode())) : c;
+  return uint32_t(utf8proc_tolower(utf8proc_int32_t(c)));
+}
+
+bool is_printable(uint32_t c) {
+  if (c == ' ') return true;
+  switch (utf8proc_category(utf8proc_int32_t(c))) {
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_ZS:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP: return false;
+    default: return true;
+  }
 }
 
 std::string utf8(uint32_t c) {

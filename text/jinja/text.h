@@ -55,6 +55,8 @@ size_t rfind_text(std::string_view text, std::string_view part);
 // Simple case mapping of every character, as Unicode's data file has it (no "SS" for a sharp s).
 uint32_t to_upper(uint32_t code_point);
 uint32_t to_lower(uint32_t code_point);
+// What Python's repr() does not spell out.
+bool is_printable(uint32_t code_point);
 std::string utf8(uint32_t code_point);
 
 }  // namespace dsv3::jinja

@@ -5,7 +5,6 @@
 #include <cstdio>
 
 #include "text/jinja/value.h"
-#include "text/regex.h"
 #include "text/utf8.h"
 
 namespace dsv3::jinja {
@@ -18,16 +17,6 @@ std::string hex(const char* format, uint32_t value) {
   char out[16];
   std::snprintf(out, sizeof out, format, value);
   return out;
-}
-
-// The characters outside ASCII that repr() spells out: those without a shape of their own.
-Result<bool> is_printable(std::string_view character) {
-  static const Result<Regex> invisible = Regex::compile("[\\p{C}\\p{Z}]x");
-  LITE_TRY(invisible.status());
-  std::vector<std::string_view> pieces;
-  const std::string probe = "y" + std::string(character) + "x";
-  LITE_TRY(invisible->split(probe, &pieces));
-  return pieces.size() == 1;
 }
 
 Status repr_text(const Text& text, Text* out, Budget* budget) {
@@ -50,17 +39,10 @@ Status repr_text(const Text& text, Text* out, Budget* budget) {
       s += "\\r";
     } else if (p == '\t') {
       s += "\\t";
-    } else if (p < 0x20 || p == 0x7F) {
-      s += hex("\\x%02x", p);
-    } else if (p < 0x7F) {
-      s += char(p);
+    } else if (is_printable(p)) {
+      s += character;
     } else {
-      LITE_TRY(budget->spend(4));
-      LITE_ASSIGN(const bool printable, is_printable(character));
-      if (printable)
-        s += character;
-      else
-        s += p < 0x100 ? hex("\\x%02x", p) : p < 0x10000 ? hex("\\u%04x", p) : hex("\\U%08x", p);
+      s += p < 0x100 ? hex("\\x%02x", p) : p < 0x10000 ? hex("\\u%04x", p) : hex("\\U%08x", p);
     }
   }
   s += quote;
