@@ -203,6 +203,83 @@ DSV3_API size_t dsv3_utf8_complete(const char* text, size_t n_bytes);
 /* 1 if the id ends a text: named by generation_config.json, config.json or the tokenizer's files. */
 DSV3_API int dsv3_is_end_token(const dsv3_model* model, int32_t id);
 
+/* ---- chat ------------------------------------------------------------------------------------------------ */
+
+/* A chat template turns messages into the text a model was trained on. It is a program in a sandboxed subset of Jinja,
+ * with the meaning it has in transformers' apply_chat_template; it is bounded in steps, memory, nesting and output. */
+typedef struct dsv3_template dsv3_template;
+
+/* Of a packed file or a checkpoint folder (chat_template.jinja; "chat_template" of tokenizer_config.json or
+ * chat_template.json; additional_chat_templates), or a file that is one, named *.jinja. Weights are not needed. `name`:
+ * one of several; null: the default one, or "tool_use", if there is one, for arguments with tools.
+ * NOT_FOUND; CORRUPT or UNSUPPORTED, with line and construct, for a template that is none or asks for something not
+ * implemented. Templates may be used by several threads at once. */
+DSV3_API dsv3_status dsv3_template_open(const char* path, const char* name, dsv3_template** chat_template);
+/* The same of an open model; independent of it from then on. */
+DSV3_API dsv3_status dsv3_model_template(const dsv3_model* model, const char* name,
+                                         dsv3_template** chat_template);
+/* From its text. special_tokens: null, or a JSON object such as {"bos_token": "<s>"}, which the template may write as
+ * special tokens. */
+DSV3_API dsv3_status dsv3_template_parse(const char* text, size_t n_bytes, const char* special_tokens,
+                                         dsv3_template** chat_template);
+DSV3_API void dsv3_template_free(dsv3_template* chat_template);
+
+typedef struct dsv3_span {
+  size_t begin, end; /* bytes begin..end-1 of a text */
+} dsv3_span;
+
+/* `arguments` is one JSON object, the template's variables: "messages" ({"role", "content", "tool_calls",
+ * "reasoning_content", ...}), "add_generation_prompt", "tools", and what else the template reads ("enable_thinking").
+ * apply_chat_template gives "tools" and "documents" as null when there are none; some templates rely on that. The
+ * checkpoint's bos_token and the like are there by themselves. local_time, for strftime_now: null, or seconds since
+ * 1970-01-01 00:00 by the clock on the caller's wall.
+ * Text and spans come out under the convention of dsv3_tokenize (n_trusted may be null). The spans, ascending, are what
+ * the template itself wrote; everything else came from the arguments and is nothing but text.
+ * INVALID_ARGUMENT, with the line, when the template refuses the messages or fails; CORRUPT: arguments are no JSON. */
+DSV3_API dsv3_status dsv3_template_render(const dsv3_template* chat_template, const char* arguments,
+                                          size_t n_bytes, const int64_t* local_time, char* text,
+                                          size_t capacity, size_t* n_text, dsv3_span* trusted,
+                                          size_t span_capacity, size_t* n_trusted);
+
+/* Renders, and gives the ids: added tokens ("<|User|>") are recognised in the trusted spans only, so nobody can type
+ * one. No beginning token is put in front: templates write their own. */
+DSV3_API dsv3_status dsv3_template_tokenize(const dsv3_template* chat_template,
+                                            const dsv3_tokenizer* tokenizer, const char* arguments,
+                                            size_t n_bytes, const int64_t* local_time, int32_t* ids,
+                                            size_t capacity, size_t* n_ids);
+
+/* What a model writes, split into its parts while it is being written: reasoning between <think> and </think>, and the
+ * tool calls of DeepSeek V3, R1 and V3.1, Kimi-K2 and Qwen3. One thread at a time. */
+typedef struct dsv3_output dsv3_output;
+
+typedef enum dsv3_output_kind {
+  DSV3_OUTPUT_CONTENT = 0,
+  DSV3_OUTPUT_REASONING = 1,
+  DSV3_OUTPUT_TOOL_CALL = 2, /* whole: text is its arguments, a JSON object */
+  DSV3_OUTPUT_NOTE = 3       /* why the content before it, which has the marks of a tool call, is none */
+} dsv3_output_kind;
+
+typedef struct dsv3_output_event {
+  uint32_t struct_size; /* set by the caller */
+  dsv3_output_kind kind;
+  const char* text; /* null-terminated; text, name and id hold until the next call on the output */
+  size_t n_bytes;
+  const char* name; /* of a tool call's function, else "" */
+  const char* id;   /* of a tool call, where the format has one, else "" */
+} dsv3_output_event;
+
+/* `prompt` is what the model goes on from, or its end: if that opens <think>, the answer begins with reasoning. */
+DSV3_API dsv3_status dsv3_output_new(const char* prompt, size_t n_bytes, dsv3_output** output);
+DSV3_API void dsv3_output_free(dsv3_output* output);
+/* Takes more of the text, special tokens spelt out but for end tokens. However it is cut, the events are the same, but
+ * for where content and reasoning are cut. What may be the beginning of a mark is held back, and newlines next to a mark
+ * are left out. */
+DSV3_API dsv3_status dsv3_output_add(dsv3_output* output, const char* text, size_t n_bytes);
+/* No more text comes: gives what was held back. */
+DSV3_API dsv3_status dsv3_output_finish(dsv3_output* output);
+/* 1 and the next event, or 0. */
+DSV3_API int dsv3_output_next(dsv3_output* output, dsv3_output_event* event);
+
 /* ---- session --------------------------------------------------------------------------------------------- */
 
 /* A session holds one pool of cached rows, shared by up to max_seqs sequences that are evaluated together. Creating

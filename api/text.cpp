@@ -1,9 +1,6 @@
 // The C API of text: tokenizers.
-#include <filesystem>
-#include <map>
-
+#include "api/checkpoint_files.h"
 #include "api/handles.h"
-#include "ggml-lite/file.h"
 
 using namespace dsv3::api;
 using dsv3::Result;
@@ -17,30 +14,9 @@ Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer(const dsv3::Tokenizer::Fi
 }
 
 Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer_at(const std::string& path) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(path, ignored)) {
-    LITE_ASSIGN(const lite::PackFile file, lite::PackFile::open(path));
-    auto opened = open_tokenizer([&](std::string_view name) { return file.section(name); });
-    return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
-  }
-  // What is there is read when it is asked for; what is there and cannot be read is an error.
-  constexpr int64_t kMaxText = 256 << 20;
-  Status unreadable;
-  std::map<std::string, std::pair<std::string, std::string_view>, std::less<>> read;
-  auto opened = open_tokenizer([&](std::string_view name) -> const std::string_view* {
-    const auto [it, fresh] = read.try_emplace(std::string(name));
-    if (fresh) {
-      auto text = lite::read_text(path + "/" + std::string(name), kMaxText);
-      if (!text.ok()) {
-        if (text.status().code() != lite::Code::NotFound) unreadable = text.status();
-        return nullptr;
-      }
-      it->second.first = std::move(*text);
-      it->second.second = it->second.first;
-    }
-    return it->second.second.data() ? &it->second.second : nullptr;
-  });
-  LITE_TRY(unreadable);
+  LITE_ASSIGN(CheckpointFiles files, CheckpointFiles::open(path));
+  auto opened = open_tokenizer(files.reader());
+  LITE_TRY(files.unreadable());
   return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
 }
 

@@ -19,7 +19,8 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace tools {
 
@@ -149,6 +150,7 @@ void add_run(CLI::App* program);
 void add_info(CLI::App* program);
 void add_dump(CLI::App* program);
 void add_tokenize(CLI::App* program);
+void add_render(CLI::App* program);
 void add_heads(CLI::App* program);  // classify, tag, answer
 void add_routing(CLI::App* program);
 void add_layer(CLI::App* program);

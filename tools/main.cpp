@@ -48,6 +48,7 @@ int run_program(int argc, char** argv) {
   tools::add_info(&program);
   tools::add_dump(&program);
   tools::add_tokenize(&program);
+  tools::add_render(&program);
   tools::add_heads(&program);
   tools::add_routing(&program);
   tools::add_layer(&program);

@@ -1,4 +1,4 @@
-// dsv3 run: the raw completion of a text, streamed to standard output.
+// dsv3 run: the raw completion of a text, or the answer in a chat, streamed to standard output.
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "tools/chat.h"
 #include "tools/common.h"
 #include "tools/sampling.h"
 
@@ -18,7 +19,8 @@ struct RunOptions {
   std::string model;
   std::optional<std::string> prompt;
   std::string file = "-";
-  bool special = false, ignore_eos = false, quiet = false;
+  bool special = false, ignore_eos = false, quiet = false, json = false;
+  ChatOptions chat;
   std::optional<int32_t> n_tokens;
   int32_t context = 0;  // 0: the library's default
   std::optional<uint64_t> seed;
@@ -43,14 +45,64 @@ const dsv3_tokenizer* tokenizer_of(const RunOptions& o, const Model& model) {
   return tokenizer;
 }
 
-std::vector<int32_t> prompt_ids(const RunOptions& o, const dsv3_tokenizer* tokenizer) {
-  const uint32_t flags = DSV3_BOS_AUTO | (o.special ? DSV3_PARSE_ADDED : 0);
-  std::vector<int32_t> ids = tokenize(tokenizer, read_prompt(o), flags);
-  if (ids.empty())
+struct Prompt {
+  std::string text;
+  std::vector<int32_t> ids;
+};
+
+Prompt prompt_of(const RunOptions& o, const Model& model, const dsv3_tokenizer* tokenizer) {
+  Prompt prompt = {read_prompt(o), {}};
+  if (o.chat.chat) {
+    const Template chat_template = model_template(model);
+    const std::string arguments = o.chat.arguments(prompt.text);
+    std::string error;
+    auto text = render(chat_template.get(), arguments, &error);
+    if (!text) fail("run ", o.model, ": ", error);
+    prompt = {std::move(*text), render_ids(chat_template.get(), tokenizer, arguments)};
+  } else {
+    prompt.ids = tokenize(tokenizer, prompt.text, DSV3_BOS_AUTO | (o.special ? DSV3_PARSE_ADDED : 0));
+  }
+  if (prompt.ids.empty())
     fail("run ", o.model,
          ": the prompt is empty, and this model's texts have no beginning token; write something");
-  return ids;
+  return prompt;
 }
+
+// The answer on its way to standard output: as it is, or as rows of JSON.
+class Answer {
+ public:
+  Answer(const RunOptions& o, const std::string& prompt) : stop_(o.sampling.stops) {
+    if (o.json) rows_.emplace(prompt);
+  }
+
+  // False when a stop text has appeared.
+  bool add(const dsv3_tokenizer* tokenizer, int32_t id) {
+    // In rows the marks of tool calls count, which some checkpoints have as special tokens.
+    const uint32_t flags = DSV3_CONTINUES | (rows_ ? 0 : DSV3_SKIP_SPECIAL);
+    bool stopped = false;
+    write(stop_.add(detokenize(tokenizer, &id, 1, flags), &stopped));
+    return !stopped;
+  }
+
+  void finish(const char* end, int64_t prompt_tokens, int64_t tokens) {
+    write(stop_.finish());
+    if (rows_)
+      rows_->finish(end, prompt_tokens, tokens);
+    else if (isatty(STDOUT_FILENO))
+      write_stdout("\n");
+  }
+
+ private:
+  void write(std::string_view text) {
+    if (rows_)
+      rows_->add(text);
+    else
+      write_stdout(text);
+  }
+
+  StopTexts stop_;
+  std::optional<AnswerRows> rows_;
+};
 
 // Tokens, and the time they took.
 struct Speed {
@@ -99,7 +151,8 @@ void run(const RunOptions& o) {
   const dsv3_model_info info = get_info(model);
   const dsv3_tokenizer* tokenizer = tokenizer_of(o, model);
   const dsv3_sampling sampling = o.sampling.sampling(model);
-  const std::vector<int32_t> ids = prompt_ids(o, tokenizer);
+  const Prompt prompt = prompt_of(o, model, tokenizer);
+  const std::vector<int32_t>& ids = prompt.ids;
 
   Progress progress("prefill", o.quiet);
   dsv3_session_options options = o.compute.session_options();
@@ -115,28 +168,24 @@ void run(const RunOptions& o) {
   const uint64_t seed = o.seed ? *o.seed : std::random_device()();
   if (!o.quiet) note_load(o, info, context, seed);
 
-  StopTexts stop(o.sampling.stops);
+  Answer answer(o, prompt.text);
   Speed prefill, decode;
   bool going = evaluate(session, ids.data(), ids.size(), DSV3_PHASE_PROMPT, &prefill);
   progress.finish();
   const int64_t limit = std::min<int64_t>(room, o.n_tokens.value_or(room));
   int64_t n = 0;                           // tokens of the answer
+  bool stopped = false;                    // by an end token or a stop text
   int32_t last = int32_t(ids.size()) - 1;  // the token to go on from, in the last batch
   while (going && n < limit) {
     int32_t id = 0;
     check(dsv3_sample(session.get(), last, &sampling, seed, &id));
     const bool end = dsv3_is_end_token(model.get(), id);
-    going = o.ignore_eos || !end;
-    if (!end) {
-      bool stopped = false;
-      write_stdout(stop.add(detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL | DSV3_CONTINUES), &stopped));
-      going = !stopped;
-    }
+    stopped = (end && !o.ignore_eos) || (!end && !answer.add(tokenizer, id));
+    going = !stopped;
     if (going && ++n < limit) going = evaluate(session, &id, 1, DSV3_PHASE_DECODE, &decode);
     last = 0;
   }
-  write_stdout(stop.finish());
-  if (isatty(STDOUT_FILENO)) write_stdout("\n");
+  answer.finish(stopped ? "stop" : going ? "length" : "interrupted", int64_t(ids.size()), n);
   // Without -n a full context is the end that was asked for, and -q hides it; fewer tokens than -n asks for
   // are not.
   if (n == room && (o.n_tokens ? *o.n_tokens > room : !o.quiet))
@@ -149,14 +198,20 @@ void run(const RunOptions& o) {
 
 void add_run(CLI::App* program) {
   const auto o = std::make_shared<RunOptions>();
-  CLI::App* command = program->add_subcommand("run", "Continue a text: raw completion, no chat template");
+  CLI::App* command = program->add_subcommand("run", "Continue a text, or answer in a chat");
   command->add_option("MODEL", o->model, "packed file")->required();
   CLI::Option* prompt = command->add_option("-p,--prompt", o->prompt, "the text to continue");
   command
       ->add_option("-f,--file", o->file,
                    "read the text from a file, byte for byte; - and the default: standard input")
       ->excludes(prompt);
-  command->add_flag("--special", o->special, "recognise added tokens (\"<|User|>\") in the text");
+  CLI::Option* special =
+      command->add_flag("--special", o->special, "recognise added tokens (\"<|User|>\") in the text");
+  o->chat.add_to(command)->excludes(special);
+  command->add_flag(
+      "--json", o->json,
+      "write rows of JSON: {\"reasoning\"}, {\"content\"}, {\"tool_call\"}, {\"note\"}, and last\n"
+      "{\"end\": stop, length or interrupted, \"prompt_tokens\", \"tokens\"}");
   command
       ->add_option("-n,--tokens", o->n_tokens,
                    "most tokens to write (default: until an end token or the context is full)")

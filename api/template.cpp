@@ -1,0 +1,200 @@
+// The C API of chat: templates, and what models write split into its parts.
+#include <filesystem>
+#include <fstream>
+
+#include "api/checkpoint_files.h"
+#include "api/handles.h"
+#include "ggml-lite/json.h"
+#include "text/chat_template.h"
+#include "text/output_parser.h"
+
+using namespace dsv3::api;
+using dsv3::Result;
+using dsv3::Status;
+using lite::Json;
+
+struct dsv3_template {
+  dsv3::ChatTemplate chat_template;
+};
+
+struct dsv3_output {
+  explicit dsv3_output(std::string_view prompt) : parser(prompt) {}
+
+  dsv3::OutputParser parser;
+  std::vector<dsv3::OutputEvent> events;
+  size_t given = 0;  // of events
+  bool finished = false;
+};
+
+namespace {
+
+Status give(dsv3::ChatTemplate chat_template, dsv3_template** out) {
+  *out = new dsv3_template{std::move(chat_template)};
+  return {};
+}
+
+// A file that is itself a template.
+Result<dsv3::ChatTemplate> read_template(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return lite::not_found("there is no such file");
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return lite::io_error("it cannot be read");
+  const std::string text(std::istreambuf_iterator<char>(in), {});
+  return dsv3::ChatTemplate::parse(text, Json());
+}
+
+Result<dsv3::ChatTemplate> open_template(const std::string& path, std::string_view name) {
+  if (path.ends_with(".jinja")) {
+    if (!name.empty()) return lite::invalid_argument("a template file has no named templates");
+    return read_template(path);
+  }
+  LITE_ASSIGN(CheckpointFiles files, CheckpointFiles::open(path));
+  auto opened = dsv3::ChatTemplate::open(files.reader(), name);
+  LITE_TRY(files.unreadable());
+  return opened;
+}
+
+Result<dsv3::jinja::Rendered> render(const dsv3_template& t, std::string_view arguments,
+                                     const int64_t* local_time) {
+  LITE_ASSIGN(const Json json, Json::parse(arguments, "the template's arguments"));
+  return t.chat_template.render(json, local_time ? std::optional<int64_t>(*local_time) : std::nullopt);
+}
+
+}  // namespace
+
+dsv3_status dsv3_template_open(const char* path, const char* name, dsv3_template** chat_template) {
+  return call([&]() -> Status {
+    if (!path) return null_argument("dsv3_template_open", "path");
+    if (!chat_template) return null_argument("dsv3_template_open", "chat_template");
+    Result<dsv3::ChatTemplate> opened = open_template(path, name ? name : "");
+    if (!opened.ok()) return opened.status().in(lite::str("open ", path));
+    return give(std::move(*opened), chat_template);
+  });
+}
+
+dsv3_status dsv3_template_parse(const char* text, size_t n_bytes, const char* special_tokens,
+                                dsv3_template** chat_template) {
+  return call([&]() -> Status {
+    if (!text && n_bytes) return null_argument("dsv3_template_parse", "text");
+    if (!chat_template) return null_argument("dsv3_template_parse", "chat_template");
+    Json tokens;
+    if (special_tokens) {
+      LITE_ASSIGN(tokens, Json::parse(special_tokens, "the special tokens"));
+    }
+    LITE_ASSIGN(dsv3::ChatTemplate parsed,
+                dsv3::ChatTemplate::parse(std::string_view(text ? text : "", n_bytes), tokens));
+    return give(std::move(parsed), chat_template);
+  });
+}
+
+dsv3_status dsv3_model_template(const dsv3_model* model, const char* name, dsv3_template** chat_template) {
+  return call([&]() -> Status {
+    if (!model) return null_argument("dsv3_model_template", "model");
+    if (!chat_template) return null_argument("dsv3_model_template", "chat_template");
+    const lite::PackFile& file = model->model->file();
+    Result<dsv3::ChatTemplate> opened = dsv3::ChatTemplate::open(
+        [&](std::string_view section) { return file.section(section); }, name ? name : "");
+    if (!opened.ok()) return opened.status().in("open " + file.path());
+    return give(std::move(*opened), chat_template);
+  });
+}
+
+void dsv3_template_free(dsv3_template* chat_template) {
+  delete chat_template;
+}
+
+dsv3_status dsv3_template_render(const dsv3_template* chat_template, const char* arguments, size_t n_bytes,
+                                 const int64_t* local_time, char* text, size_t capacity, size_t* n_text,
+                                 dsv3_span* trusted, size_t span_capacity, size_t* n_trusted) {
+  return call([&]() -> Status {
+    if (!chat_template) return null_argument("dsv3_template_render", "chat_template");
+    if (!arguments) return null_argument("dsv3_template_render", "arguments");
+    if (!text && capacity) return null_argument("dsv3_template_render", "text");
+    if (!n_text) return null_argument("dsv3_template_render", "n_text");
+    if (!trusted && span_capacity) return null_argument("dsv3_template_render", "trusted");
+    LITE_ASSIGN(const dsv3::jinja::Rendered out,
+                render(*chat_template, std::string_view(arguments, n_bytes), local_time));
+    copy_out(out.text.data(), out.text.size(), text, capacity, n_text);
+    for (size_t i = 0; i < std::min(out.trusted.size(), span_capacity); ++i)
+      trusted[i] = {out.trusted[i].begin, out.trusted[i].end};
+    if (n_trusted) *n_trusted = out.trusted.size();
+    return {};
+  });
+}
+
+dsv3_status dsv3_template_tokenize(const dsv3_template* chat_template, const dsv3_tokenizer* tokenizer,
+                                   const char* arguments, size_t n_bytes, const int64_t* local_time,
+                                   int32_t* ids, size_t capacity, size_t* n_ids) {
+  return call([&]() -> Status {
+    if (!chat_template) return null_argument("dsv3_template_tokenize", "chat_template");
+    if (!tokenizer) return null_argument("dsv3_template_tokenize", "tokenizer");
+    if (!arguments) return null_argument("dsv3_template_tokenize", "arguments");
+    if (!ids && capacity) return null_argument("dsv3_template_tokenize", "ids");
+    if (!n_ids) return null_argument("dsv3_template_tokenize", "n_ids");
+    LITE_ASSIGN(const dsv3::jinja::Rendered rendered,
+                render(*chat_template, std::string_view(arguments, n_bytes), local_time));
+    std::vector<int32_t> out;
+    LITE_TRY(tokenizer->tokenizer.encode_spans(rendered.text, rendered.trusted, &out));
+    copy_out(out.data(), out.size(), ids, capacity, n_ids);
+    return {};
+  });
+}
+
+// ---- what models write
+
+dsv3_status dsv3_output_new(const char* prompt, size_t n_bytes, dsv3_output** output) {
+  return call([&]() -> Status {
+    if (!prompt && n_bytes) return null_argument("dsv3_output_new", "prompt");
+    if (!output) return null_argument("dsv3_output_new", "output");
+    *output = new dsv3_output(std::string_view(prompt ? prompt : "", n_bytes));
+    return {};
+  });
+}
+
+void dsv3_output_free(dsv3_output* output) {
+  delete output;
+}
+
+namespace {
+
+Status keep(dsv3_output* output, std::vector<dsv3::OutputEvent> events) {
+  output->events.erase(output->events.begin(), output->events.begin() + int64_t(output->given));
+  output->given = 0;
+  std::move(events.begin(), events.end(), std::back_inserter(output->events));
+  return {};
+}
+
+}  // namespace
+
+dsv3_status dsv3_output_add(dsv3_output* output, const char* text, size_t n_bytes) {
+  return call([&]() -> Status {
+    if (!output) return null_argument("dsv3_output_add", "output");
+    if (!text && n_bytes) return null_argument("dsv3_output_add", "text");
+    if (output->finished) return lite::invalid_argument("dsv3_output_add: the output is finished");
+    return keep(output, output->parser.add(std::string_view(text ? text : "", n_bytes)));
+  });
+}
+
+dsv3_status dsv3_output_finish(dsv3_output* output) {
+  return call([&]() -> Status {
+    if (!output) return null_argument("dsv3_output_finish", "output");
+    if (output->finished) return {};
+    output->finished = true;
+    return keep(output, output->parser.finish());
+  });
+}
+
+int dsv3_output_next(dsv3_output* output, dsv3_output_event* event) {
+  if (!output || !event || output->given == output->events.size()) return 0;
+  const dsv3::OutputEvent& next = output->events[output->given];
+  dsv3_output_event out = {};
+  out.kind = dsv3_output_kind(int(next.kind));
+  out.text = next.text.c_str();
+  out.n_bytes = next.text.size();
+  out.name = next.name.c_str();
+  out.id = next.id.c_str();
+  const dsv3_status status = call([&] { return write_struct("dsv3_output_event", out, event); });
+  if (status != DSV3_OK) return 0;
+  ++output->given;
+  return 1;
+}
