@@ -79,7 +79,9 @@ typedef void (*dsv3_log)(void* user, dsv3_log_level level, const char* text); /*
 typedef struct dsv3_model_options {
   uint32_t struct_size;
   int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
-  const char* backend; /* "ref", the CPU reference backend (default) */
+  const char* backend; /* "cpu", the fast one (default), or "ref", the reference: scalar f32, slow, obviously right */
+  const char* isa;     /* of "cpu": "auto" (default) is the best path this machine has; or "portable", "avx2", "avx512",
+                          "avx512bf16", "amx". UNSUPPORTED when the machine has not got it. */
   dsv3_log log;        /* warnings and facts worth telling; default none */
   void* log_user;
   dsv3_progress progress; /* of the verification, in bytes */
@@ -175,7 +177,13 @@ DSV3_API int dsv3_is_end_token(const dsv3_model* model, int32_t id);
  * it reserves every byte it will ever use. */
 typedef struct dsv3_session dsv3_session;
 
-typedef enum dsv3_attention { DSV3_ATTENTION_ABSORBED = 0, DSV3_ATTENTION_EXPANDED = 1 } dsv3_attention;
+/* How multi-head latent attention is computed over the cached latents. Auto: whichever costs fewer multiplications for
+ * the evaluated batch as a whole (absorbed in the decode phase). The two agree up to rounding. */
+typedef enum dsv3_attention {
+  DSV3_ATTENTION_AUTO = 0,
+  DSV3_ATTENTION_ABSORBED = 1,
+  DSV3_ATTENTION_EXPANDED = 2
+} dsv3_attention;
 
 /* How activations enter a product with an FP8 matrix. FP8: rounded to e4m3 with a scale per 128 values first (W8A8),
  * in the scale format of the checkpoint, or always f32, or always powers of two. */
@@ -186,7 +194,8 @@ typedef enum dsv3_gemm {
   DSV3_GEMM_FP8_UE8M0 = 3
 } dsv3_gemm;
 
-typedef enum dsv3_kv { DSV3_KV_F32 = 0, DSV3_KV_BF16 = 1 } dsv3_kv;
+/* Type of cached values; auto: bf16, or f32 with `exact` or the reference backend. */
+typedef enum dsv3_kv { DSV3_KV_AUTO = 0, DSV3_KV_F32 = 1, DSV3_KV_BF16 = 2 } dsv3_kv;
 
 enum {
   DSV3_KEEP_HIDDEN = 1, /* "hidden.0" (embeddings) .. "hidden.L" and "final": dsv3_kept */
@@ -201,6 +210,8 @@ typedef struct dsv3_session_options {
       max_batch_tokens; /* tokens of one pass; a longer batch is cut into passes; default min(context, 512) */
   int32_t max_logits;   /* most rows of logits one call may ask for; default max_seqs */
   int32_t n_threads;    /* default: the physical cores this process may run on */
+  int32_t exact;        /* not 0: f32 activations into every product. Otherwise prompts round them to bf16 where that
+                           is faster (docs/accuracy.md has what it costs); decoding never does. */
   dsv3_attention attention;
   dsv3_gemm gemm;
   dsv3_kv kv;
@@ -245,8 +256,9 @@ typedef struct dsv3_batch {
 } dsv3_batch;
 
 /* Appends the tokens to their sequences, each at its sequence's next position, and computes the logits asked for.
- * A token's results depend on its sequence alone: bit for bit the same whatever the batch, its cutting or the number
- * of threads. On any error no sequence has changed. Errors: INVALID_ARGUMENT, CONTEXT_FULL, CANCELLED, DEVICE.
+ * A token's results depend on its sequence and phase alone: bit for bit the same whatever the batch, its cutting or
+ * the number of threads. (With DSV3_ATTENTION_AUTO a prompt's batch decides the form of attention; name one, and the
+ * phase, where bits must not depend on the batch.) On any error no sequence has changed. Errors: INVALID_ARGUMENT, CONTEXT_FULL, CANCELLED, DEVICE.
  * Cost: allocates nothing, except that OpenMP makes a thread's team at its first evaluation, or when its sessions
  * differ in n_threads; for one token about bytes_per_token divided by the memory's bandwidth. */
 DSV3_API dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch);

@@ -56,7 +56,7 @@ struct NormParams {
   float eps;
 };
 struct LinearParams {
-  Rounding rounding;
+  Rounding rounding = Rounding::None;
   bool f32 = false;  // activations stay f32 in every mode: what follows decides (a router) or is the result (a head)
 };
 struct LinearPerHeadParams {

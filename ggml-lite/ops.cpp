@@ -177,14 +177,14 @@ Var Builder::layer_norm(Var x, Var weight, Var bias, float eps) {
   return y;
 }
 
-Var Builder::linear(Var x, Var weight, Var bias, Rounding rounding) {
+Var Builder::linear(Var x, Var weight, Var bias, LinearParams params) {
   if (!usable({x, weight}) ||
       !require(t(x).rank == 2 && t(weight).rank == 2 && t(weight).shape[1] == t(x).shape[1] &&
                    (!bias || (t(bias).rank == 1 && t(bias).shape[0] == t(weight).shape[0])),
                "linear", "x [T, in], weight [out, in], bias [out]"))
     return Var::none();
   const Var y = output(DType::F32, {t(x).shape[0], t(weight).shape[0]}, g_.value(x).rows);
-  append(Op::Linear, {x, weight, bias}, {y}, LinearParams{rounding});
+  append(Op::Linear, {x, weight, bias}, {y}, params);
   return y;
 }
 

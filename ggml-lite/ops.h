@@ -48,9 +48,9 @@ class Builder {
   // x [T, n], weight and bias [n] -> [T, n]: (x - mean) / sqrt(variance + eps) * weight + bias, variance of the n values.
   Var layer_norm(Var x, Var weight, Var bias, float eps);
 
-  // x [T, in], weight [out, in], bias [out] or none -> [T, out]: x weight^T + bias. With `rounding`, and if the
-  // weight is F8, x is rounded first.
-  Var linear(Var x, Var weight, Var bias = Var::none(), Rounding rounding = Rounding::None);
+  // x [T, in], weight [out, in], bias [out] or none -> [T, out]: x weight^T + bias. With rounding,
+  // and if the weight is F8, x is rounded first.
+  Var linear(Var x, Var weight, Var bias = Var::none(), LinearParams params = {});
 
   // A matrix of which each head owns head_rows rows; W_h is rows [row0, row0 + rows) of head h's.
   // x [T, H, n], weight [H * head_rows, cols] ->

@@ -49,7 +49,7 @@ Var Decoder::dense(int i, Var h) {
 Var Decoder::experts(int i, Var h) {
   const LayerConfig& l = c.layers[i];
   const std::string p = name(i, "mlp.");
-  const Var logits = b.linear(h, weight(p + "gate.weight"));  // [T, E]
+  const Var logits = b.linear(h, weight(p + "gate.weight"), Var::none(), {.f32 = true});  // [T, E]
   Var bias;
   const lite::RouteParams params = routing(i, &bias);
   const auto [ids, weights] = b.route(logits, bias, params);
@@ -71,7 +71,7 @@ Var Decoder::experts(int i, Var h) {
 }
 
 void Decoder::head(Var x, const std::string& matrix, Var bias) {
-  out_.logits = b.linear(x, weight(matrix), bias);
+  out_.logits = b.linear(x, weight(matrix), bias, {.f32 = true});
   b.keep(out_.logits);
 }
 
@@ -84,7 +84,7 @@ lite::FfnWeights Decoder::swiglu(const std::string& p) {
 }
 
 Var Decoder::linear(const std::string& p, Var x) {
-  return b.linear(x, weight(p + ".weight"), optional_weight(p + ".bias"), o.rounding);
+  return b.linear(x, weight(p + ".weight"), optional_weight(p + ".bias"), {.rounding = o.rounding});
 }
 
 Var Decoder::rope(int i, Var x) {

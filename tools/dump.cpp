@@ -21,6 +21,7 @@ struct DumpOptions {
   int32_t chunk = 0;  // 0: see kCallTokens
   bool mtp = false;
   ComputeOptions compute;
+  std::string phase = "prompt";
 };
 
 // Tokens of one call, unless --chunk says otherwise: their logits are all in memory.
@@ -194,7 +195,7 @@ class Dump {
       batch.token = token.data();
       batch.seq = seq.data();
       batch.want_logits = want_logits.data();
-      batch.phase = DSV3_PHASE_PROMPT;
+      batch.phase = o_.phase == "decode" ? DSV3_PHASE_DECODE : DSV3_PHASE_PROMPT;
       check(dsv3_eval(session_.get(), &batch));
 
       std::vector<int64_t> position(sequences_.size(), start);
@@ -261,7 +262,7 @@ class Dump {
 void dump(const DumpOptions& o) {
   catch_signals();
   std::vector<Sequence> sequences = read_sequences(o.ids);
-  const Model model = open_model(o.model, o.compute.backend);
+  const Model model = open_model(o.model, o.compute);
   check_sequences(o, sequences, get_info(model).vocab_size);
   Dump(o, std::move(sequences), model).write();
 }
@@ -291,7 +292,11 @@ void add_dump(CLI::App* program) {
                    "positions whose logits are written: 0 all (default), n the last n, or a list: [0,5,3]")
       ->type_name("N");
   command->add_flag("--mtp", o->mtp, "evaluate the multi-token-prediction layer, too");
+  o->compute.backend = "ref";
   o->compute.add_to(command);
+  command->add_option("--phase", o->phase, "which kernels compute the tokens")
+      ->check(CLI::IsMember({"prompt", "decode"}))
+      ->capture_default_str();
   command->callback([o] { dump(*o); });
 }
 

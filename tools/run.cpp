@@ -158,7 +158,7 @@ bool evaluate(const Session& session, const int32_t* ids, size_t n, dsv3_phase p
 
 void run(const RunOptions& o) {
   catch_signals();
-  const Model model = open_model(o.model, o.compute.backend, o.quiet);
+  const Model model = open_model(o.model, o.compute, o.quiet);
   const dsv3_model_info info = get_info(model);
   const dsv3_tokenizer* tokenizer = tokenizer_of(o, model);
   const dsv3_sampling sampling = sampling_of(o, model);

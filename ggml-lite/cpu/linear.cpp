@@ -18,8 +18,8 @@ int64_t rows_per_task(int64_t rows, int threads) {
 
 struct LinearMemory {
   float* rounded;     // [T, in], when rounding
-  const float** row;  // this thread's: [T]
-  std::byte* product;
+  const float** row = nullptr;  // this thread's: [T]
+  std::byte* product = nullptr;
   int64_t bytes;
 
   LinearMemory(const Graph& g, const Node& n, std::byte* base, int threads, int thread) {
@@ -88,9 +88,9 @@ namespace {
 constexpr int64_t kTransposedRows = 16;  // weight rows decoded at once for a transposed product
 
 struct PerHeadMemory {
-  const float** row;
-  float *panel, *gathered;
-  std::byte* product;
+  const float** row = nullptr;
+  float* panel = nullptr;
+  std::byte* product = nullptr;
   int64_t bytes;
 
   PerHeadMemory(const Graph& g, const Node& n, std::byte* base, int threads, int thread) {
