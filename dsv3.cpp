@@ -197,6 +197,7 @@ dsv3_status dsv3_model_get_info(const dsv3_model* model, dsv3_model_info* info) 
     out.n_parameters = m.parameters();
     out.file_bytes = m.file().file_bytes();
     out.bytes_per_token = m.bytes_per_token();
+    out.parameters_per_token = m.parameters_per_token();
     for (int64_t i = 0; i < c.num_hidden_layers; ++i) out.kv_values_per_token += c.cached_values(c.layers[i]);
     out.architecture = architecture_name(c.architecture);
     out.model_type = c.model_type.c_str();

@@ -123,6 +123,7 @@ typedef struct dsv3_model_info {
   int32_t n_outputs;           /* logits per row: vocab_size, the number of labels, or 2 */
   int32_t pad_token_id;        /* -1: none */
   int32_t n_experts_per_token; /* most that any layer chooses; 0: no layer has experts */
+  int64_t parameters_per_token; /* weights that a token of a prompt is multiplied with: all layers', not the head's */
 } dsv3_model_info;
 
 DSV3_API dsv3_status dsv3_model_get_info(const dsv3_model* model, dsv3_model_info* info);
@@ -332,6 +333,24 @@ typedef struct dsv3_layer_batch {
 /* Hidden states in, hidden states out: y [batch, length, hidden_size]. Without a mask every token sees every token of
  * its sequence. Allocates what it needs. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY. */
 DSV3_API dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_batch* batch, float* y);
+
+/* ---- ceilings --------------------------------------------------------------------------------------------- */
+
+/* What the machine can do at most, with a number of threads on the model's instruction-set path: the denominators of a
+ * share of the ceiling. Machines change their speed from second to second; measure beside what is compared. */
+typedef struct dsv3_meter dsv3_meter;
+typedef struct dsv3_ceilings {
+  uint32_t struct_size;  /* set by the caller */
+  double read_GBps;      /* reading memory */
+  double f32_GFLOPS;     /* f32 multiply-adds, two operations each */
+  double matrix_GFLOPS;  /* those of the widest bf16 arithmetic that prompts use; f32_GFLOPS without one */
+} dsv3_ceilings;
+
+/* Takes 512 MiB until it is freed. n_threads 0: the physical cores. OUT_OF_MEMORY. */
+DSV3_API dsv3_status dsv3_meter_new(const dsv3_model* model, int32_t n_threads, dsv3_meter** meter);
+/* Takes about 100 ms. One thread at a time. */
+DSV3_API dsv3_status dsv3_meter_measure(dsv3_meter* meter, dsv3_ceilings* ceilings);
+DSV3_API void dsv3_meter_free(dsv3_meter* meter);
 
 /* ---- expert load ------------------------------------------------------------------------------------------ */
 

@@ -108,6 +108,12 @@ double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+std::string decimal(double value, int places) {
+  char number[64];
+  std::snprintf(number, sizeof number, "%.*f", places, value);
+  return number;
+}
+
 Progress::Progress(std::string what, bool quiet)
     : what_(std::move(what)), quiet_(quiet), terminal_(isatty(STDERR_FILENO)), last_(seconds()) {}
 

@@ -91,6 +91,7 @@ class Progress {
 int show_progress(void* progress, int64_t done, int64_t total);
 
 double seconds();  // of a clock that never jumps
+std::string decimal(double value, int places);  // 3.14
 
 // ---- signals ----------------------------------------------------------------------------------------------
 
@@ -153,5 +154,6 @@ void add_tokenize(CLI::App* program);
 void add_heads(CLI::App* program);  // classify, tag, answer
 void add_routing(CLI::App* program);
 void add_layer(CLI::App* program);
+void add_bench(CLI::App* program);
 
 }  // namespace tools

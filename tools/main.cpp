@@ -51,6 +51,7 @@ int run_program(int argc, char** argv) {
   tools::add_heads(&program);
   tools::add_routing(&program);
   tools::add_layer(&program);
+  tools::add_bench(&program);
   try {
     program.parse(argc, argv);
     if (!program.get_subcommands().empty()) return tools::kOk;

@@ -123,12 +123,6 @@ struct Speed {
   double rate() const { return seconds > 0 ? double(tokens) / seconds : 0; }
 };
 
-std::string decimal(double value, int places) {
-  char number[64];
-  std::snprintf(number, sizeof number, "%.*f", places, value);
-  return number;
-}
-
 void note_load(const RunOptions& o, const dsv3_model_info& info, int64_t context, uint64_t seed) {
   note(text(o.model, ": ", info.model_type, ", ", decimal(double(info.n_parameters) / 1e6, 1),
             " M parameters, ", size_text(info.file_bytes), "; context ", context, "; seed ", seed));

@@ -8,17 +8,6 @@
 namespace lite {
 namespace {
 
-const cpu::Kernels* kernels_of(Isa isa) {
-  switch (isa) {
-    case Isa::Portable: return cpu::kernels_portable();
-    case Isa::Avx2: return cpu::kernels_avx2();
-    case Isa::Avx512: return cpu::kernels_avx512();
-    case Isa::Avx512Bf16: return cpu::kernels_avx512bf16();
-    case Isa::Amx: return cpu::kernels_amx();
-  }
-  return nullptr;
-}
-
 // GELU experts and their biases are small and rare: the reference computes them.
 bool is_swiglu(const Graph& g, const Node& n) {
   return g.experts[std::get<MoeParams>(n.params).experts].activation == Activation::SwiGlu;
@@ -26,7 +15,7 @@ bool is_swiglu(const Graph& g, const Node& n) {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(const CpuOptions& o) : options_(o), arithmetic_{kernels_of(o.isa), o.exact} {
+  explicit CpuBackend(const CpuOptions& o) : options_(o), arithmetic_{cpu::kernels_of(o.isa), o.exact} {
     // The OpenMP runtime makes its threads at the first region of a size; let that be now and not in the first step.
     const std::vector<int> cores = core_processors();
     const bool pin = o.n_threads <= int(cores.size());

@@ -5,13 +5,10 @@
 #include <string_view>
 #include <vector>
 
+#include "ggml-lite/cpu/isa_id.h"
 #include "ggml-lite/status.h"
 
 namespace lite {
-
-// Each path may use all that the ones before it use.
-enum class Isa { Portable, Avx2, Avx512, Avx512Bf16, Amx };
-constexpr int kIsas = 5;
 
 const char* isa_name(Isa isa);  // "portable", "avx2", "avx512", "avx512bf16", "amx"
 // NotFound naming the paths there are.

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "ggml-lite/cpu/isa_id.h"
+
 namespace lite::cpu {
 
 // Element types a kernel reads. F8 is e4m3; its NaN codes read as 480.
@@ -47,6 +49,12 @@ struct Kernels {
   // y[i] = silu(gate[i]) * up[i].
   void (*silu_mul)(const float* gate, const float* up, float* y, int64_t n);
   float (*dot)(const float* a, const float* b, int64_t n);
+
+  // What the path can do at most (ceilings.h): `n` rounds of independent products in registers, f32 and bf16 (null without
+  // such arithmetic), the multiply-adds they were; and eight rows of `row` bytes (whole vectors) read side by side.
+  int64_t (*f32_rounds)(int64_t n);
+  int64_t (*bf16_rounds)(int64_t n);
+  uint32_t (*read_rows)(const void* p, int64_t row);
 };
 
 constexpr int64_t kGemvTokens = 8;
@@ -57,5 +65,6 @@ const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx512bf16();
 const Kernels* kernels_amx();
+const Kernels* kernels_of(Isa isa);
 
 }  // namespace lite::cpu

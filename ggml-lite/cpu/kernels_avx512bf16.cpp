@@ -38,10 +38,25 @@ void f8_to_bf16(const uint8_t* from, uint16_t* to, int64_t n) {
   }
 }
 
+int64_t bf16_rounds(int64_t n) {
+  constexpr int kChains = 24;
+  __m512 sum[kChains];
+  for (__m512& s : sum) s = V::zero();
+  __m512i x = _mm512_set1_epi16(0x3F80);
+  for (int64_t i = 0; i < n; ++i) {
+    x = in_register(x, 2);
+    for (__m512& s : sum) s = Bf16Dot::fma(x, x, s);
+  }
+  float out = 0;
+  for (const __m512& s : sum) out += sum_of<V>(s);
+  return out < 0 ? 0 : n * kChains * Bf16Dot::kStep;
+}
+
 constexpr Kernels kernels() {
   Kernels k = f32_kernels<V, Reader>();
   k.gemm_bf16 = gemm<V, Bf16Dot>;
   k.to_bf16 = to_bf16;
+  k.bf16_rounds = bf16_rounds;
   k.f8_to_bf16 = f8_to_bf16;
   return k;
 }

@@ -381,6 +381,36 @@ float dot(const float* a, const float* b, int64_t n) {
   return sum_of<V>(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
 }
 
+// ---- ceilings
+
+template <class V>
+int64_t f32_rounds(int64_t n) {
+  constexpr int kChains = V::kRegisters >= 32 ? 24 : 12;  // independent sums: more than latency times throughput
+  typename V::Reg sum[kChains], x = V::set1(1);
+  for (auto& s : sum) s = V::zero();
+  for (int64_t i = 0; i < n; ++i) {
+    x = in_register(x, 2);
+    for (auto& s : sum) s = V::fma(x, x, s);
+  }
+  float out = 0;
+  for (auto& s : sum) out += sum_of<V>(s);
+  // The sums are n each until f32 cannot count on; used, so that they are computed.
+  return out < 0 ? 0 : n * kChains * V::kLanes;
+}
+
+template <class V>
+uint32_t read_rows(const void* p, int64_t row) {
+  constexpr int kRows = 8;
+  const char* const from = static_cast<const char*>(p);
+  typename V::Reg all[kRows];
+  for (auto& r : all) r = V::zero();
+  for (int64_t i = 0; i < row; i += V::kLanes * 4)
+    for (int j = 0; j < kRows; ++j) all[j] = V::add(all[j], V::load(reinterpret_cast<const float*>(from + j * row + i)));
+  float out = 0;
+  for (auto& r : all) out += sum_of<V>(r);
+  return uint32_t(out != 0);
+}
+
 // The table of a path without bf16 arithmetic.
 template <class V, template <class, Elem> class Reader>
 constexpr Kernels f32_kernels() {
@@ -395,6 +425,8 @@ constexpr Kernels f32_kernels() {
   k.scale = scale<V>;
   k.silu_mul = silu_mul<V>;
   k.dot = dot<V>;
+  k.f32_rounds = f32_rounds<V>;
+  k.read_rows = read_rows<V>;
   return k;
 }
 
