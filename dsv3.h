@@ -217,6 +217,7 @@ typedef struct dsv3_session_options {
   dsv3_gemm gemm;
   dsv3_kv kv;
   uint32_t keep;          /* DSV3_KEEP_...; then a batch must fit one pass */
+  int32_t given_routing;  /* not 0: the caller chooses the experts, see dsv3_batch */
   int32_t mtp;            /* not 0: also evaluate the multi-token-prediction layer */
   dsv3_progress progress; /* of one evaluation, in tokens, once a pass */
   void* progress_user;
@@ -253,6 +254,10 @@ typedef struct dsv3_batch {
   const int32_t* token;       /* [n] ids in 0..vocab_size-1 */
   const int32_t* seq;         /* [n] sequence of each, 0..max_seqs-1; null: all 0. Any interleaving. */
   const uint8_t* want_logits; /* [n] not 0: its logits; null: the last token of each sequence in the batch */
+  const int32_t* router_ids;  /* with option given_routing: the experts of each token, [n][m][k] for the m layers that
+                                 have experts, in order, and k = n_experts_per_token of the model; a layer that
+                                 chooses fewer reads its first. They are weighted as the layer's router scores them.
+                                 An MTP layer chooses for itself. */
   dsv3_phase phase;           /* which kernels: auto is decode iff no sequence has more than one token here */
 } dsv3_batch;
 

@@ -60,6 +60,7 @@ Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_ses
   s.kv = o.kv == DSV3_KV_BF16 ? lite::DType::BF16 : lite::DType::F32;
   s.keep_hidden = o.keep & DSV3_KEEP_HIDDEN;
   s.keep_routing = o.keep & DSV3_KEEP_ROUTING;
+  s.given_routing = o.given_routing != 0;
   s.mtp = o.mtp != 0;
   s.progress = progress_function(o.progress, o.progress_user);
   return s;
@@ -155,7 +156,7 @@ dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
       return lite::invalid_argument("dsv3_eval: batch.phase is ", int(b.phase), ", expected 0..2");
     std::optional<lite::Phase> phase;
     if (b.phase != DSV3_PHASE_AUTO) phase = b.phase == DSV3_PHASE_PROMPT ? lite::kPrompt : lite::kDecode;
-    return session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits, phase});
+    return session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits, b.router_ids, phase});
   });
 }
 

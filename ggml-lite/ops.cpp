@@ -284,19 +284,20 @@ Var Builder::attention_masked(Var q, Var k, Var v, Var mask, const StepInputs& i
   return y;
 }
 
-Builder::Routing Builder::route(Var logits, Var bias, const RouteParams& p) {
+Builder::Routing Builder::route(Var logits, Var bias, const RouteParams& p, Var chosen) {
   if (!usable({logits}) ||
       !require(t(logits).rank == 2 && (!bias || t(bias).shape[0] == t(logits).shape[1]) &&
                    p.n_experts_per_token >= 1 && p.n_experts_per_token <= t(logits).shape[1] &&
                    p.n_group >= 1 && t(logits).shape[1] % p.n_group == 0 &&
                    (p.group_score != GroupScore::TwoLargest || p.n_group == 1 ||
-                    t(logits).shape[1] / p.n_group >= 2),
-               "route", "logits [T, E], bias [E], E a multiple of n_group, K <= E"))
+                    t(logits).shape[1] / p.n_group >= 2) &&
+                   (!chosen || (t(chosen).rank == 2 && t(chosen).shape[1] == p.n_experts_per_token)),
+               "route", "logits [T, E], bias [E], E a multiple of n_group, K <= E, chosen [T, K]"))
     return {};
   const int64_t rows = t(logits).shape[0];
   const Var ids = output(DType::I32, {rows, p.n_experts_per_token}, g_.value(logits).rows);
   const Var weights = output(DType::F32, {rows, p.n_experts_per_token}, g_.value(logits).rows);
-  append(Op::Route, {logits, bias}, {ids, weights}, p);
+  append(Op::Route, {logits, bias, chosen}, {ids, weights}, p);
   return {ids, weights};
 }
 

@@ -100,7 +100,8 @@ class Builder {
   struct Routing {
     Var ids, weights;
   };
-  Routing route(Var logits, Var bias, const RouteParams& params);
+  // With `chosen` [T, K] (I32, ids of the layer) these are the experts, in that order, and only their weights are computed.
+  Routing route(Var logits, Var bias, const RouteParams& params, Var chosen = Var::none());
 
   // x [T, d], ids and weights [T, K] -> [T, d]: sum over k in order of w_k * expert_{ids_k}(x), then + shared(x).
   // Experts the set does not hold add nothing. Rounding as in linear, also before down.

@@ -52,7 +52,12 @@ Var Decoder::experts(int i, Var h) {
   const Var logits = b.linear(h, weight(p + "gate.weight"), Var::none(), {.f32 = true});  // [T, E]
   Var bias;
   const lite::RouteParams params = routing(i, &bias);
-  const auto [ids, weights] = b.route(logits, bias, params);
+  Var chosen;
+  if (o.given_routing && i < c.num_hidden_layers) {
+    chosen = b.input(lite::DType::I32, {o.limits.tokens, l.num_experts_per_tok}, lite::Rows::Tokens);
+    out_.chosen.push_back(chosen);
+  }
+  const auto [ids, weights] = b.route(logits, bias, params, chosen);
   if (o.keep_routing) {
     keep(str("router_logits.", i), logits);
     keep(str("router_ids.", i), ids);

@@ -13,7 +13,10 @@ namespace dsv3 {
 using lite::invalid_argument;
 
 Session::Session(Model& model, const SessionOptions& options)
-    : model_(model), options_(options), sequences_(options.max_seqs, options.context) {}
+    : model_(model), options_(options), sequences_(options.max_seqs, options.context) {
+  for (const LayerConfig& l : model.config().layers)
+    if (l.moe) most_experts_ = std::max(most_experts_, l.num_experts_per_tok);
+}
 
 Status Session::plan() {
   if (options_.device.reference)
@@ -28,6 +31,7 @@ Status Session::plan() {
   o.kv = options_.kv;
   o.keep_hidden = options_.keep_hidden;
   o.keep_routing = options_.keep_routing;
+  o.given_routing = options_.given_routing;
   o.mtp = options_.mtp;
   o.context = options_.context;
   o.limits = {options_.max_batch_tokens, std::min(options_.max_seqs, options_.max_batch_tokens),
@@ -153,6 +157,7 @@ Status Session::check(const Batch& batch) {
                               seq_count_[seq], " more do not fit its context of ", options_.context,
                               "; truncate it or make a larger session"));
   }
+  LITE_TRY(check_routing(batch));
   wanted_.clear();
   std::fill(seq_count_.begin(), seq_count_.end(), 0);
   for (int32_t i = 0; i < n; ++i) {
@@ -187,6 +192,24 @@ AttentionForm Session::choose_form() const {
     expanded += pairs * (dn + dr + dv) + passes * end * r * (dn + dv);
   }
   return absorbed <= expanded ? AttentionForm::Absorbed : AttentionForm::Expanded;
+}
+
+Status Session::check_routing(const Batch& batch) const {
+  if (options_.given_routing != (batch.router_ids != nullptr))
+    return invalid_argument("evaluate: router_ids are ", batch.router_ids ? "given" : "missing",
+                            "; they belong to sessions made with given_routing, and there to every batch");
+  if (!batch.router_ids) return {};
+  const int32_t* id = batch.router_ids;
+  for (size_t i = 0; i < batch.token.size(); ++i)
+    for (const LayerConfig& l : model_.config().layers) {
+      if (!l.moe || &l - model_.config().layers.data() >= model_.config().num_hidden_layers) continue;
+      for (int64_t j = 0; j < l.num_experts_per_tok; ++j)
+        if (id[j] < 0 || id[j] >= l.n_routed_experts)
+          return invalid_argument("evaluate: router_ids of token ", i, ", layer ", &l - model_.config().layers.data(),
+                                  ": got ", id[j], ", expected 0..", l.n_routed_experts - 1);
+      id += most_experts_;
+    }
+  return {};
 }
 
 Status Session::eval(const Batch& batch) {
@@ -269,6 +292,9 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     row_of_token_[i] = r;
     token_of_row_[r] = i;
     main_->input(s.in.ids)[r] = batch.token[first + i];
+    for (size_t l = 0; l < s.chosen.size(); ++l)
+      std::copy_n(batch.router_ids + (size_t(first + i) * s.chosen.size() + l) * size_t(most_experts_),
+                  s.graph.tensor(s.chosen[l]).shape[1], main_->input(s.chosen[l], r));
   }
   int32_t n_out = 0;
   const auto by_token = [](const Wanted& w, int32_t token) { return w.token < token; };

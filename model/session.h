@@ -33,7 +33,7 @@ struct SessionOptions {
   std::optional<AttentionForm> attention;  // none: whichever costs less, decided for every evaluation
   lite::Rounding rounding;
   lite::DType kv;
-  bool keep_hidden, keep_routing, mtp;
+  bool keep_hidden, keep_routing, given_routing, mtp;
   std::function<bool(int64_t done, int64_t total)> progress;  // false: stop
 };
 
@@ -45,6 +45,7 @@ struct Batch {
   std::span<const int32_t> token;
   const int32_t* seq;          // null: all 0
   const uint8_t* want_logits;  // null: the last token of each sequence
+  const int32_t* router_ids;  // with given_routing: [n][layers with experts][most experts a token of any layer has]
   std::optional<lite::Phase> phase;  // none: decode iff no sequence has more than one token here
 };
 
@@ -92,6 +93,7 @@ class Session {
   Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs, std::span<std::byte* const> streams);
   AttentionForm choose_form() const;
   Status check(const Batch& batch);
+  Status check_routing(const Batch& batch) const;
   Status run_pass(const Batch& batch, int32_t first, int32_t n);
   Status run_mtp(const Batch& batch, int32_t first, int32_t n);
   void add_sequence(Program& program, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count,
@@ -112,6 +114,7 @@ class Session {
   Program* main_ = nullptr;  // the one in use
   Program mtp_;
   std::atomic<bool> cancel_ = false;
+  int64_t most_experts_ = 0;  // of a token, in any layer
 
   std::vector<float> logits_, mtp_logits_;  // [max_logits, vocab_size]
   std::vector<Wanted> wanted_;              // of the last batch, by token
