@@ -86,10 +86,17 @@ int32_t dsv3_abi_version(void) {
   return DSV3_ABI_VERSION;
 }
 
+static std::string usable_isas() {
+  std::string all;
+  for (int i = 0; i < lite::kIsas; ++i)
+    if (lite::isa_usable(lite::Isa(i))) all += lite::str(i ? " " : "", lite::isa_name(lite::Isa(i)));
+  return all;
+}
+
 const char* dsv3_version(void) {
   static const std::string text =
-      std::string("dsv3 " DSV3_VERSION_TEXT "\ngit: " DSV3_GIT_ID "\nbackends: ref\nprocessor: ") +
-      lite::instruction_sets() + "\nCUDA: not built in";
+      std::string("dsv3 " DSV3_VERSION_TEXT "\ngit: " DSV3_GIT_ID "\nbackends: cpu ref\ninstruction sets: ") +
+      usable_isas() + "\nCUDA: not built in";
   return text.c_str();
 }
 
@@ -138,6 +145,18 @@ Status read_generation_config(dsv3_model* m) {
   return m->sampling.check().in("read generation_config.json");
 }
 
+Result<dsv3::Device> read_device(const dsv3_model_options& o) {
+  const std::string backend = o.backend ? o.backend : "cpu", isa = o.isa ? o.isa : "auto";
+  if (backend != "cpu" && backend != "ref")
+    return lite::unsupported("open model: backend \"", backend, "\": this build has: cpu, ref");
+  dsv3::Device device{backend == "ref", lite::best_isa()};
+  if (isa == "auto") return device;
+  LITE_ASSIGN(device.isa, lite::isa_from_name(isa));
+  if (!lite::isa_usable(device.isa))
+    return lite::unsupported("open model: instruction set \"", isa, "\": this machine has: ", usable_isas());
+  return device;
+}
+
 }  // namespace
 
 dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options, dsv3_model** model) {
@@ -146,9 +165,8 @@ dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options,
     if (!model) return null_argument("dsv3_model_open", "model");
     dsv3_model_options o;
     LITE_TRY(read_options("dsv3_model_options", options, &o));
-    if (o.backend && std::strcmp(o.backend, "ref") != 0)
-      return lite::unsupported("open ", path, ": backend \"", o.backend, "\": this build has: ref");
     auto m = std::make_unique<dsv3_model>();
+    LITE_ASSIGN(m->device, read_device(o));
     m->log = o.log;
     m->log_user = o.log_user;
     LITE_ASSIGN(m->model, dsv3::Model::open(path));
@@ -186,6 +204,7 @@ dsv3_status dsv3_model_get_info(const dsv3_model* model, dsv3_model_info* info) 
     out.n_parameters = m.parameters();
     out.file_bytes = m.file().file_bytes();
     out.bytes_per_token = m.bytes_per_token();
+    out.parameters_per_token = m.parameters_per_token();
     for (int64_t i = 0; i < c.num_hidden_layers; ++i) out.kv_values_per_token += c.cached_values(c.layers[i]);
     out.architecture = architecture_name(c.architecture);
     out.model_type = c.model_type.c_str();

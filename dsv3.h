@@ -89,7 +89,9 @@ typedef void (*dsv3_log)(void* user, dsv3_log_level level, const char* text); /*
 typedef struct dsv3_model_options {
   uint32_t struct_size;
   int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
-  const char* backend; /* "ref", the CPU reference backend (default) */
+  const char* backend; /* "cpu", the fast one (default), or "ref", the reference: scalar f32, slow, obviously right */
+  const char* isa;     /* of "cpu": "auto" (default) is the best path this machine has; or "portable", "avx2", "avx512",
+                          "avx512bf16", "amx". UNSUPPORTED when the machine has not got it. */
   dsv3_log log;        /* warnings and facts worth telling; default none */
   void* log_user;
   dsv3_progress progress; /* of the verification, in bytes */
@@ -131,6 +133,7 @@ typedef struct dsv3_model_info {
   int32_t n_outputs;           /* logits per row: vocab_size, the number of labels, or 2 */
   int32_t pad_token_id;        /* -1: none */
   int32_t n_experts_per_token; /* most that any layer chooses; 0: no layer has experts */
+  int64_t parameters_per_token; /* weights that a token of a prompt is multiplied with: all layers', not the head's */
 } dsv3_model_info;
 
 /* Any thread. */
@@ -286,7 +289,13 @@ DSV3_API int dsv3_output_next(dsv3_output* output, dsv3_output_event* event);
  * it reserves every byte it will ever use. */
 typedef struct dsv3_session dsv3_session;
 
-typedef enum dsv3_attention { DSV3_ATTENTION_ABSORBED = 0, DSV3_ATTENTION_EXPANDED = 1 } dsv3_attention;
+/* How multi-head latent attention is computed over the cached latents. Auto: whichever costs fewer multiplications for
+ * the evaluated batch as a whole (absorbed in the decode phase). The two agree up to rounding. */
+typedef enum dsv3_attention {
+  DSV3_ATTENTION_AUTO = 0,
+  DSV3_ATTENTION_ABSORBED = 1,
+  DSV3_ATTENTION_EXPANDED = 2
+} dsv3_attention;
 
 /* How activations enter a product with an FP8 matrix. FP8: rounded to e4m3 with a scale per 128 values first (W8A8),
  * in the scale format of the checkpoint, or always f32, or always powers of two. */
@@ -297,7 +306,8 @@ typedef enum dsv3_gemm {
   DSV3_GEMM_FP8_UE8M0 = 3
 } dsv3_gemm;
 
-typedef enum dsv3_kv { DSV3_KV_F32 = 0, DSV3_KV_BF16 = 1 } dsv3_kv;
+/* Type of cached values; auto: bf16, or f32 with `exact` or the reference backend. */
+typedef enum dsv3_kv { DSV3_KV_AUTO = 0, DSV3_KV_F32 = 1, DSV3_KV_BF16 = 2 } dsv3_kv;
 
 enum {
   DSV3_KEEP_HIDDEN = 1, /* "hidden.0" (embeddings) .. "hidden.L" and "final": dsv3_kept */
@@ -312,10 +322,13 @@ typedef struct dsv3_session_options {
       max_batch_tokens; /* tokens of one pass; a longer batch is cut into passes; default min(context, 512) */
   int32_t max_logits;   /* most rows of logits one call may ask for; default max_seqs */
   int32_t n_threads;    /* default: the physical cores this process may run on */
+  int32_t exact;        /* not 0: f32 activations into every product. Otherwise prompts round them to bf16 where that
+                           is faster (docs/accuracy.md has what it costs); decoding never does. */
   dsv3_attention attention;
   dsv3_gemm gemm;
   dsv3_kv kv;
   uint32_t keep;          /* DSV3_KEEP_...; then a batch must fit one pass */
+  int32_t given_routing;  /* not 0: the caller chooses the experts, see dsv3_batch */
   int32_t mtp;            /* not 0: also evaluate the multi-token-prediction layer */
   dsv3_progress progress; /* of one evaluation, in tokens, once a pass */
   void* progress_user;
@@ -353,13 +366,18 @@ typedef struct dsv3_batch {
   const int32_t* token;       /* [n] ids in 0..vocab_size-1 */
   const int32_t* seq;         /* [n] sequence of each, 0..max_seqs-1; null: all 0. Any interleaving. */
   const uint8_t* want_logits; /* [n] not 0: its logits; null: the last token of each sequence in the batch */
+  const int32_t* router_ids;  /* with option given_routing: the experts of each token, [n][m][k] for the m layers that
+                                 have experts, in order, and k = n_experts_per_token of the model; a layer that
+                                 chooses fewer reads its first. They are weighted as the layer's router scores them.
+                                 An MTP layer chooses for itself. */
   dsv3_phase phase;           /* which kernels: auto is decode iff no sequence has more than one token here */
 } dsv3_batch;
 
 /* Appends the tokens to their sequences, each at its sequence's next position, and computes the logits asked for.
- * A token's results depend on its sequence alone: bit for bit the same whatever the batch, its cutting or the number
- * of threads. On any error no sequence has changed. Errors: INVALID_ARGUMENT, CONTEXT_FULL, CANCELLED, DEVICE.
- * One thread; waits for evaluations of the model's other sessions.
+ * A token's results depend on its sequence and phase alone: bit for bit the same whatever the batch, its cutting or
+ * the number of threads. (With DSV3_ATTENTION_AUTO a prompt's batch decides the form of attention; name one, and the
+ * phase, where bits must not depend on the batch.) On any error no sequence has changed. Errors: INVALID_ARGUMENT,
+ * CONTEXT_FULL, CANCELLED, DEVICE. One thread; waits for evaluations of the model's other sessions.
  * Cost: allocates nothing, except that OpenMP makes a thread's team at its first evaluation, or when its sessions
  * differ in n_threads; for one token about bytes_per_token divided by the memory's bandwidth. */
 DSV3_API dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch);
@@ -526,6 +544,24 @@ typedef struct dsv3_layer_batch {
 /* Hidden states in, hidden states out: y [batch, length, hidden_size]. Without a mask every token sees every token of
  * its sequence. Allocates what it needs. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY. Any thread. */
 DSV3_API dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_batch* batch, float* y);
+
+/* ---- ceilings --------------------------------------------------------------------------------------------- */
+
+/* What the machine can do at most, with a number of threads on the model's instruction-set path: the denominators of a
+ * share of the ceiling. Machines change their speed from second to second; measure beside what is compared. */
+typedef struct dsv3_meter dsv3_meter;
+typedef struct dsv3_ceilings {
+  uint32_t struct_size;  /* set by the caller */
+  double read_GBps;      /* reading memory */
+  double f32_GFLOPS;     /* f32 multiply-adds, two operations each */
+  double matrix_GFLOPS;  /* those of the widest bf16 arithmetic that prompts use; f32_GFLOPS without one */
+} dsv3_ceilings;
+
+/* Takes 512 MiB until it is freed. n_threads 0: the physical cores. OUT_OF_MEMORY. */
+DSV3_API dsv3_status dsv3_meter_new(const dsv3_model* model, int32_t n_threads, dsv3_meter** meter);
+/* Takes about 100 ms. One thread at a time. */
+DSV3_API dsv3_status dsv3_meter_measure(dsv3_meter* meter, dsv3_ceilings* ceilings);
+DSV3_API void dsv3_meter_free(dsv3_meter* meter);
 
 /* ---- expert load ------------------------------------------------------------------------------------------ */
 

@@ -27,6 +27,7 @@ struct dsv3_model {
   dsv3_log log = nullptr;
   void* log_user = nullptr;
   std::atomic<int> sessions = 0;
+  dsv3::Device device;
 
   // Read at the first need: a run from given ids needs no tokenizer.
   mutable std::mutex text_lock;

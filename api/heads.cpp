@@ -29,7 +29,7 @@ dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_batch* bat
     if (!b.x) return null_argument("dsv3_layer_eval", "batch.x");
     if (b.float_mask && b.bool_mask)
       return lite::invalid_argument("dsv3_layer_eval: both masks are given, expected one");
-    if (b.n_threads == 0) b.n_threads = lite::physical_cores();
+    if (b.n_threads == 0) b.n_threads = int32_t(lite::core_processors().size());
     LITE_TRY(in_range("dsv3_layer_eval", "n_threads", b.n_threads, 1, 1024));
     LITE_TRY(in_range("dsv3_layer_eval", "length", b.length, 1, 1 << 15));
     std::vector<float> blocked;

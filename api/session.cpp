@@ -31,12 +31,12 @@ Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_ses
   LITE_TRY(in_range("session options", "max_batch_tokens", o.max_batch_tokens, 1, 1 << 20));
   if (o.max_logits == 0) o.max_logits = o.max_seqs;
   LITE_TRY(in_range("session options", "max_logits", o.max_logits, 1, 1 << 20));
-  if (o.n_threads == 0) o.n_threads = lite::physical_cores();
+  if (o.n_threads == 0) o.n_threads = int32_t(lite::core_processors().size());
   LITE_TRY(in_range("session options", "n_threads", o.n_threads, 1, 1024));
-  LITE_TRY(in_range("session options", "attention", o.attention, DSV3_ATTENTION_ABSORBED,
+  LITE_TRY(in_range("session options", "attention", o.attention, DSV3_ATTENTION_AUTO,
                     DSV3_ATTENTION_EXPANDED));
   LITE_TRY(in_range("session options", "gemm", o.gemm, DSV3_GEMM_F32, DSV3_GEMM_FP8_UE8M0));
-  LITE_TRY(in_range("session options", "kv", o.kv, DSV3_KV_F32, DSV3_KV_BF16));
+  LITE_TRY(in_range("session options", "kv", o.kv, DSV3_KV_AUTO, DSV3_KV_BF16));
   LITE_TRY(in_range("session options", "keep", o.keep, 0, DSV3_KEEP_HIDDEN | DSV3_KEEP_ROUTING));
   if (o.mtp && config.num_nextn_predict_layers == 0)
     return lite::invalid_argument("session options: mtp: the model has no multi-token-prediction layer");
@@ -47,16 +47,21 @@ Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_ses
   s.max_batch_tokens = o.max_batch_tokens;
   s.max_logits = o.max_logits;
   s.n_threads = o.n_threads;
-  s.attention =
-      o.attention == DSV3_ATTENTION_EXPANDED ? dsv3::AttentionForm::Expanded : dsv3::AttentionForm::Absorbed;
+  s.device = m.device;
+  s.exact = o.exact != 0;
+  if (o.attention != DSV3_ATTENTION_AUTO)
+    s.attention =
+        o.attention == DSV3_ATTENTION_EXPANDED ? dsv3::AttentionForm::Expanded : dsv3::AttentionForm::Absorbed;
   const bool ue8m0 = o.gemm == DSV3_GEMM_FP8_UE8M0 ||
                      (o.gemm == DSV3_GEMM_FP8 && config.scale_fmt == dsv3::ScaleFormat::Ue8m0);
   s.rounding = o.gemm == DSV3_GEMM_F32 ? lite::Rounding::None
                : ue8m0                 ? lite::Rounding::F8PowerOfTwo
                                        : lite::Rounding::F8;
+  if (o.kv == DSV3_KV_AUTO) o.kv = s.exact || s.device.reference ? DSV3_KV_F32 : DSV3_KV_BF16;
   s.kv = o.kv == DSV3_KV_BF16 ? lite::DType::BF16 : lite::DType::F32;
   s.keep_hidden = o.keep & DSV3_KEEP_HIDDEN;
   s.keep_routing = o.keep & DSV3_KEEP_ROUTING;
+  s.given_routing = o.given_routing != 0;
   s.mtp = o.mtp != 0;
   s.progress = progress_function(o.progress, o.progress_user);
   return s;
@@ -150,11 +155,12 @@ dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
     if (b.n < 1) return lite::invalid_argument("dsv3_eval: batch.n is ", b.n, ", expected at least 1");
     if (b.phase < DSV3_PHASE_AUTO || b.phase > DSV3_PHASE_DECODE)
       return lite::invalid_argument("dsv3_eval: batch.phase is ", int(b.phase), ", expected 0..2");
+    std::optional<lite::Phase> phase;
+    if (b.phase != DSV3_PHASE_AUTO) phase = b.phase == DSV3_PHASE_PROMPT ? lite::kPrompt : lite::kDecode;
     const auto start = std::chrono::steady_clock::now();
-    LITE_TRY(session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits}));
+    LITE_TRY(session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits, b.router_ids, phase}));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const bool decode =
-        b.phase == DSV3_PHASE_AUTO ? session->session->longest_run() == 1 : b.phase == DSV3_PHASE_DECODE;
+    const bool decode = session->session->phase() == lite::kDecode;
     dsv3_session_stats& stats = session->stats;
     (decode ? stats.decode_tokens : stats.prompt_tokens) += b.n;
     (decode ? stats.decode_seconds : stats.prompt_seconds) += seconds;

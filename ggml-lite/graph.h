@@ -56,7 +56,8 @@ struct NormParams {
   float eps;
 };
 struct LinearParams {
-  Rounding rounding;
+  Rounding rounding = Rounding::None;
+  bool f32 = false;  // activations stay f32 in every mode: what follows decides (a router) or is the result (a head)
 };
 struct LinearPerHeadParams {
   int64_t head_rows, row0, rows;
@@ -162,10 +163,14 @@ class Graph {
 };
 
 // Positions in StepInputs::counts.
-enum Count { kTokens, kSequences, kOutputs, kCounts };
+enum Count { kTokens, kSequences, kOutputs, kPhase, kCounts };
+
+// What the caller says a step is. A device may compute the two by different kernels, and so give a row other bits; it
+// never chooses by the number of rows.
+enum Phase : int32_t { kDecode, kPrompt };
 
 // Everything that varies between steps; all I32, on device 0, written by the caller.
-//   counts    [3]      tokens T, sequences S, output rows R of this step
+//   counts    [4]      tokens T, sequences S, output rows R of this step, and its Phase
 //   ids       [T]      token ids
 //   positions [T]      place of each token in its sequence
 //   kv_rows   [T]      row of every stream that belongs to the token

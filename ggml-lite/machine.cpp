@@ -12,18 +12,20 @@
 
 namespace lite {
 
-int physical_cores() {
+std::vector<int> core_processors() {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return {0};
+  std::vector<int> processors;
   std::set<std::string> cores;  // hyper-threads of one core have the same list of siblings
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &allowed)) continue;
     std::ifstream file(str("/sys/devices/system/cpu/cpu", cpu, "/topology/thread_siblings_list"));
     std::string siblings;
-    cores.insert(std::getline(file, siblings) ? siblings : str("cpu", cpu));
+    if (cores.insert(std::getline(file, siblings) ? siblings : str("cpu", cpu)).second) processors.push_back(cpu);
   }
-  return std::max(1, int(cores.size()));
+  if (processors.empty()) processors.push_back(0);
+  return processors;
 }
 
 int64_t memory_limit() {
@@ -36,27 +38,6 @@ int64_t memory_limit() {
     if (std::ifstream file(path); file >> bytes) limit = std::min(limit, bytes);  // "max" is no number
   }
   return limit;
-}
-
-std::string instruction_sets() {
-#if defined(__x86_64__)
-  std::string out = "x86-64:";
-#define LITE_SUPPORTS(feature) \
-  if (__builtin_cpu_supports(feature)) out += " " feature
-  LITE_SUPPORTS("avx2");
-  LITE_SUPPORTS("fma");
-  LITE_SUPPORTS("avx512f");
-  LITE_SUPPORTS("avx512bw");
-  LITE_SUPPORTS("avx512vl");
-  LITE_SUPPORTS("avx512vbmi");
-  LITE_SUPPORTS("avx512vnni");
-#undef LITE_SUPPORTS
-  return out;
-#elif defined(__aarch64__)
-  return "aarch64";
-#else
-  return "unknown processor";
-#endif
 }
 
 }  // namespace lite

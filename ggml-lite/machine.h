@@ -3,16 +3,14 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace lite {
 
-// Physical cores among the processors this process may run on; at least 1.
-int physical_cores();
+// One processor of every physical core that this process may run on; at least one.
+std::vector<int> core_processors();
 
 // Bytes of memory this process may use: RAM, or the limit of its cgroup or of the process, whichever is least.
 int64_t memory_limit();
-
-// "x86-64: avx2 avx512f ...": instruction sets the processor and the system offer.
-std::string instruction_sets();
 
 }  // namespace lite

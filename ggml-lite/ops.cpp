@@ -177,14 +177,14 @@ Var Builder::layer_norm(Var x, Var weight, Var bias, float eps) {
   return y;
 }
 
-Var Builder::linear(Var x, Var weight, Var bias, Rounding rounding) {
+Var Builder::linear(Var x, Var weight, Var bias, LinearParams params) {
   if (!usable({x, weight}) ||
       !require(t(x).rank == 2 && t(weight).rank == 2 && t(weight).shape[1] == t(x).shape[1] &&
                    (!bias || (t(bias).rank == 1 && t(bias).shape[0] == t(weight).shape[0])),
                "linear", "x [T, in], weight [out, in], bias [out]"))
     return Var::none();
   const Var y = output(DType::F32, {t(x).shape[0], t(weight).shape[0]}, g_.value(x).rows);
-  append(Op::Linear, {x, weight, bias}, {y}, LinearParams{rounding});
+  append(Op::Linear, {x, weight, bias}, {y}, params);
   return y;
 }
 
@@ -284,19 +284,20 @@ Var Builder::attention_masked(Var q, Var k, Var v, Var mask, const StepInputs& i
   return y;
 }
 
-Builder::Routing Builder::route(Var logits, Var bias, const RouteParams& p) {
+Builder::Routing Builder::route(Var logits, Var bias, const RouteParams& p, Var chosen) {
   if (!usable({logits}) ||
       !require(t(logits).rank == 2 && (!bias || t(bias).shape[0] == t(logits).shape[1]) &&
                    p.n_experts_per_token >= 1 && p.n_experts_per_token <= t(logits).shape[1] &&
                    p.n_group >= 1 && t(logits).shape[1] % p.n_group == 0 &&
                    (p.group_score != GroupScore::TwoLargest || p.n_group == 1 ||
-                    t(logits).shape[1] / p.n_group >= 2),
-               "route", "logits [T, E], bias [E], E a multiple of n_group, K <= E"))
+                    t(logits).shape[1] / p.n_group >= 2) &&
+                   (!chosen || (t(chosen).rank == 2 && t(chosen).shape[1] == p.n_experts_per_token)),
+               "route", "logits [T, E], bias [E], E a multiple of n_group, K <= E, chosen [T, K]"))
     return {};
   const int64_t rows = t(logits).shape[0];
   const Var ids = output(DType::I32, {rows, p.n_experts_per_token}, g_.value(logits).rows);
   const Var weights = output(DType::F32, {rows, p.n_experts_per_token}, g_.value(logits).rows);
-  append(Op::Route, {logits, bias}, {ids, weights}, p);
+  append(Op::Route, {logits, bias, chosen}, {ids, weights}, p);
   return {ids, weights};
 }
 

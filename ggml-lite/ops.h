@@ -48,9 +48,9 @@ class Builder {
   // x [T, n], weight and bias [n] -> [T, n]: (x - mean) / sqrt(variance + eps) * weight + bias, variance of the n values.
   Var layer_norm(Var x, Var weight, Var bias, float eps);
 
-  // x [T, in], weight [out, in], bias [out] or none -> [T, out]: x weight^T + bias. With `rounding`, and if the
-  // weight is F8, x is rounded first.
-  Var linear(Var x, Var weight, Var bias = Var::none(), Rounding rounding = Rounding::None);
+  // x [T, in], weight [out, in], bias [out] or none -> [T, out]: x weight^T + bias. With rounding,
+  // and if the weight is F8, x is rounded first.
+  Var linear(Var x, Var weight, Var bias = Var::none(), LinearParams params = {});
 
   // A matrix of which each head owns head_rows rows; W_h is rows [row0, row0 + rows) of head h's.
   // x [T, H, n], weight [H * head_rows, cols] ->
@@ -100,7 +100,8 @@ class Builder {
   struct Routing {
     Var ids, weights;
   };
-  Routing route(Var logits, Var bias, const RouteParams& params);
+  // With `chosen` [T, K] (I32, ids of the layer) these are the experts, in that order, and only their weights are computed.
+  Routing route(Var logits, Var bias, const RouteParams& params, Var chosen = Var::none());
 
   // x [T, d], ids and weights [T, K] -> [T, d]: sum over k in order of w_k * expert_{ids_k}(x), then + shared(x).
   // Experts the set does not hold add nothing. Rounding as in linear, also before down.

@@ -49,10 +49,15 @@ Var Decoder::dense(int i, Var h) {
 Var Decoder::experts(int i, Var h) {
   const LayerConfig& l = c.layers[i];
   const std::string p = name(i, "mlp.");
-  const Var logits = b.linear(h, weight(p + "gate.weight"));  // [T, E]
+  const Var logits = b.linear(h, weight(p + "gate.weight"), Var::none(), {.f32 = true});  // [T, E]
   Var bias;
   const lite::RouteParams params = routing(i, &bias);
-  const auto [ids, weights] = b.route(logits, bias, params);
+  Var chosen;
+  if (o.given_routing && i < c.num_hidden_layers) {
+    chosen = b.input(lite::DType::I32, {o.limits.tokens, l.num_experts_per_tok}, lite::Rows::Tokens);
+    out_.chosen.push_back(chosen);
+  }
+  const auto [ids, weights] = b.route(logits, bias, params, chosen);
   if (o.keep_routing) {
     keep(str("router_logits.", i), logits);
     keep(str("router_ids.", i), ids);
@@ -71,7 +76,7 @@ Var Decoder::experts(int i, Var h) {
 }
 
 void Decoder::head(Var x, const std::string& matrix, Var bias) {
-  out_.logits = b.linear(x, weight(matrix), bias);
+  out_.logits = b.linear(x, weight(matrix), bias, {.f32 = true});
   b.keep(out_.logits);
 }
 
@@ -84,7 +89,7 @@ lite::FfnWeights Decoder::swiglu(const std::string& p) {
 }
 
 Var Decoder::linear(const std::string& p, Var x) {
-  return b.linear(x, weight(p + ".weight"), optional_weight(p + ".bias"), o.rounding);
+  return b.linear(x, weight(p + ".weight"), optional_weight(p + ".bias"), {.rounding = o.rounding});
 }
 
 Var Decoder::rope(int i, Var x) {

@@ -17,6 +17,7 @@ struct GraphOptions {
   lite::Rounding rounding = lite::Rounding::None;
   lite::DType kv = lite::DType::F32;
   bool keep_hidden = false, keep_routing = false;
+  bool given_routing = false;  // the caller says which experts the main model's tokens go to
   bool mtp = false;
   int64_t context = 0;  // most rows of a sequence
   lite::StepLimits limits;
@@ -33,6 +34,7 @@ struct StepGraph {
   lite::StepInputs in;
   lite::Var logits;                       // [R, output_size], row r of token out_rows[r]
   std::map<std::string, lite::Var> kept;  // [T, ...] by name
+  std::vector<lite::Var> chosen;          // with given_routing: [T, K] of every layer with experts, in order
 };
 
 // The main model: token ids to logits. With mtp it also leaves every token's final hidden state in the last stream.

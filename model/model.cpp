@@ -89,6 +89,18 @@ int64_t Model::parameters() const {
   return n;
 }
 
+int64_t Model::parameters_per_token() const {
+  double parameters = 0;
+  for (const TensorInfo& t : table_) {
+    if (t.layer < 0 || t.layer >= config_.num_hidden_layers || !find(t)) continue;
+    const LayerConfig& l = config_.layers[t.layer];
+    const double share =
+        t.role == Role::RoutedExperts ? double(l.num_experts_per_tok) / double(l.n_routed_experts) : 1;
+    parameters += share * double(find(t)->tensor.elements());
+  }
+  return int64_t(parameters);
+}
+
 int64_t Model::bytes_per_token() const {
   double bytes = 0;
   for (const TensorInfo& t : table_) {

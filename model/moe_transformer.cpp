@@ -95,6 +95,7 @@ Status eval_moe_transformer(const Model& m, const LayerBatch& batch, int n_threa
   counts[lite::kTokens] = int32_t(T);
   counts[lite::kSequences] = int32_t(batch.batch);
   counts[lite::kOutputs] = 0;
+  counts[lite::kPhase] = lite::kPrompt;
   for (int64_t s = 0; s < batch.batch; ++s) {
     int32_t* entry = g.graph.tensor(g.in.seqs).row<int32_t>(s);
     entry[0] = int32_t(s * batch.length);

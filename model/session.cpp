@@ -1,8 +1,10 @@
 #include "model/session.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
+#include "ggml-lite/cpu/cpu.h"
 #include "ggml-lite/ref/ref.h"
 #include "ggml-lite/scheduler.h"
 
@@ -11,26 +13,42 @@ namespace dsv3 {
 using lite::invalid_argument;
 
 Session::Session(Model& model, const SessionOptions& options)
-    : model_(model), options_(options), sequences_(options.max_seqs, options.context) {}
+    : model_(model), options_(options), sequences_(options.max_seqs, options.context) {
+  for (const LayerConfig& l : model.config().layers)
+    if (l.moe) most_experts_ = std::max(most_experts_, l.num_experts_per_tok);
+}
 
 Status Session::plan() {
-  owned_backends_.push_back(lite::make_ref_backend(options_.n_threads));
+  if (options_.device.reference)
+    owned_backends_.push_back(lite::make_ref_backend(options_.n_threads));
+  else
+    owned_backends_.push_back(
+        lite::make_cpu_backend({options_.n_threads, options_.device.isa, options_.exact}));
   for (const auto& backend : owned_backends_) backends_.push_back(backend.get());
 
   GraphOptions o;
-  o.attention = options_.attention;
   o.rounding = options_.rounding;
   o.kv = options_.kv;
   o.keep_hidden = options_.keep_hidden;
   o.keep_routing = options_.keep_routing;
+  o.given_routing = options_.given_routing;
   o.mtp = options_.mtp;
   o.context = options_.context;
   o.limits = {options_.max_batch_tokens, std::min(options_.max_seqs, options_.max_batch_tokens),
               sequences_.blocks_per_sequence(), std::min(options_.max_logits, options_.max_batch_tokens)};
   streams_ = make_streams(model_, o);
-  LITE_TRY(build_main(model_, o, streams_, &main_.step));
-  LITE_ASSIGN(main_.plan, lite::make_plan(&main_.step.graph, backends_));
+  forms_.reserve(2);  // main_ points into it
+  for (const AttentionForm form : {AttentionForm::Absorbed, AttentionForm::Expanded}) {
+    const bool only = !model_.config().is_mla();  // others have one form
+    if (options_.attention ? form != *options_.attention : only && form != AttentionForm::Absorbed) continue;
+    o.attention = form;
+    Program& p = forms_.emplace_back(form, Program()).second;
+    LITE_TRY(build_main(model_, o, streams_, &p.step));
+    LITE_ASSIGN(p.plan, lite::make_plan(&p.step.graph, backends_));
+  }
+  main_ = &forms_[0].second;
   if (options_.mtp) {
+    o.attention = options_.attention.value_or(AttentionForm::Absorbed);
     LITE_TRY(build_mtp(model_, o, streams_, &mtp_.step));
     LITE_ASSIGN(mtp_.plan, lite::make_plan(&mtp_.step.graph, backends_));
   }
@@ -49,8 +67,11 @@ Result<MemoryUse> Session::memory(Model& model, const SessionOptions& options) {
   MemoryUse use{model.file().file_bytes(), 0, 0};
   for (const lite::Stream& s : session.streams_) use.cache += stream_bytes(s, session.sequences_.pool_rows());
   use.cache += int64_t(options.max_seqs) * options.context * int64_t(sizeof(int32_t));  // their ids
-  for (const Program* p : {&session.main_, &session.mtp_})
-    for (const int64_t bytes : p->plan.arena_bytes) use.activations += bytes;
+  for (size_t device = 0; device < session.backends_.size(); ++device) {
+    int64_t largest = 0;
+    for (const auto& [form, p] : session.forms_) largest = std::max(largest, p.plan.arena_bytes[device]);
+    use.activations += largest + (options.mtp ? session.mtp_.plan.arena_bytes[device] : 0);
+  }
   use.activations += (options.mtp ? 2 : 1) * int64_t(options.max_logits) * model.config().output_size() *
                      int64_t(sizeof(float));
   return use;
@@ -63,14 +84,12 @@ Status Session::allocate() {
     streams.push_back(buffer.get());
     stream_memory_.push_back(std::move(buffer));
   }
-  for (Program* p : {&main_, &mtp_}) {
-    std::vector<std::byte*> arenas;
-    for (size_t device = 0; device < p->plan.arena_bytes.size(); ++device) {
-      LITE_ASSIGN(lite::Buffer buffer, backends_[device]->allocate(p->plan.arena_bytes[device]));
-      arenas.push_back(buffer.get());
-      p->arenas.push_back(std::move(buffer));
-    }
-    lite::bind(&p->step.graph, p->plan, arenas, streams);
+  std::vector<Program*> mains;
+  for (auto& [form, p] : forms_) mains.push_back(&p);
+  LITE_ASSIGN(main_arenas_, bind(mains, streams));
+  if (options_.mtp) {
+    Program* const mtp[] = {&mtp_};
+    LITE_ASSIGN(mtp_arenas_, bind(mtp, streams));
   }
   const size_t values = size_t(options_.max_logits) * size_t(model_.config().output_size());
   logits_.resize(values);
@@ -84,6 +103,22 @@ Status Session::allocate() {
   token_of_row_.resize(size_t(options_.max_batch_tokens));
   mtp_row_of_token_.resize(size_t(options_.max_batch_tokens));
   return {};
+}
+
+// Gives programs that never run together one arena on every device.
+Result<std::vector<lite::Buffer>> Session::bind(std::span<Program* const> programs,
+                                                std::span<std::byte* const> streams) {
+  std::vector<lite::Buffer> arenas;
+  std::vector<std::byte*> memory;
+  for (size_t device = 0; device < backends_.size(); ++device) {
+    int64_t bytes = 0;
+    for (const Program* p : programs) bytes = std::max(bytes, p->plan.arena_bytes[device]);
+    LITE_ASSIGN(lite::Buffer buffer, backends_[device]->allocate(bytes));
+    memory.push_back(buffer.get());
+    arenas.push_back(std::move(buffer));
+  }
+  for (Program* p : programs) lite::bind(&p->step.graph, p->plan, memory, streams);
+  return arenas;
 }
 
 Result<std::unique_ptr<Session>> Session::create(Model& model, const SessionOptions& options) {
@@ -116,7 +151,6 @@ Status Session::check(const Batch& batch) {
     ++seq_count_[seq];
     last_token_[seq] = i;
   }
-  longest_run_ = *std::max_element(seq_count_.begin(), seq_count_.end());
   for (int32_t seq = 0; seq < options_.max_seqs; ++seq) {
     const int64_t total = sequences_.length(seq) + seq_count_[seq];
     if (total > options_.context)
@@ -125,6 +159,7 @@ Status Session::check(const Batch& batch) {
                               seq_count_[seq], " more do not fit its context of ", options_.context,
                               "; truncate it or make a larger session"));
   }
+  LITE_TRY(check_routing(batch));
   wanted_.clear();
   std::fill(seq_count_.begin(), seq_count_.end(), 0);
   for (int32_t i = 0; i < n; ++i) {
@@ -141,6 +176,44 @@ Status Session::check(const Batch& batch) {
   return {};
 }
 
+// The form of MLA that costs fewer multiplications for the whole batch. H heads; r, dn, dr, dv as in deepseek.cpp. Per
+// query and key, absorbed 2 r + dr, expanded dn + dr + dv; r (dn + dv) more per query for absorbing, per cached row and
+// pass for expanding.
+AttentionForm Session::choose_form() const {
+  if (forms_.size() == 1) return forms_[0].first;
+  if (phase_ == lite::kDecode) return AttentionForm::Absorbed;
+  const Config& c = model_.config();
+  const double r = double(c.kv_lora_rank), dr = double(c.qk_rope_head_dim), dn = double(c.qk_nope_head_dim),
+               dv = double(c.v_head_dim);
+  double absorbed = 0, expanded = 0;
+  for (int32_t seq = 0; seq < options_.max_seqs; ++seq) {
+    const double n = seq_count_[seq], end = double(sequences_.length(seq)) + n;
+    if (n == 0) continue;
+    const double pairs = n * (end - n / 2), passes = std::ceil(n / options_.max_batch_tokens);
+    absorbed += pairs * (2 * r + dr) + n * r * (dn + dv);
+    expanded += pairs * (dn + dr + dv) + passes * end * r * (dn + dv);
+  }
+  return absorbed <= expanded ? AttentionForm::Absorbed : AttentionForm::Expanded;
+}
+
+Status Session::check_routing(const Batch& batch) const {
+  if (options_.given_routing != (batch.router_ids != nullptr))
+    return invalid_argument("evaluate: router_ids are ", batch.router_ids ? "given" : "missing",
+                            "; they belong to sessions made with given_routing, and there to every batch");
+  if (!batch.router_ids) return {};
+  const int32_t* id = batch.router_ids;
+  for (size_t i = 0; i < batch.token.size(); ++i)
+    for (const LayerConfig& l : model_.config().layers) {
+      if (!l.moe || &l - model_.config().layers.data() >= model_.config().num_hidden_layers) continue;
+      for (int64_t j = 0; j < l.num_experts_per_tok; ++j)
+        if (id[j] < 0 || id[j] >= l.n_routed_experts)
+          return invalid_argument("evaluate: router_ids of token ", i, ", layer ", &l - model_.config().layers.data(),
+                                  ": got ", id[j], ", expected 0..", l.n_routed_experts - 1);
+      id += most_experts_;
+    }
+  return {};
+}
+
 Status Session::eval(const Batch& batch) {
   const std::lock_guard lock(model_.evaluation());
   batch_tokens_ = 0;
@@ -148,6 +221,12 @@ Status Session::eval(const Batch& batch) {
   LITE_TRY(check(batch));
   for (int32_t seq = 0; seq < options_.max_seqs; ++seq) length_before_[seq] = sequences_.length(seq);
 
+  // check() has left every sequence's number of tokens.
+  const bool single = *std::max_element(seq_count_.begin(), seq_count_.end()) <= 1;
+  phase_ = batch.phase.value_or(single ? lite::kDecode : lite::kPrompt);
+  const AttentionForm form = choose_form();
+  for (auto& [f, p] : forms_)
+    if (f == form) main_ = &p;
   const int32_t n = int32_t(batch.token.size());
   Status status;
   for (int32_t first = 0; first < n && status.ok(); first += options_.max_batch_tokens) {
@@ -186,13 +265,14 @@ Status Session::run(Program& p, int32_t tokens, int32_t sequences, int32_t outpu
   counts[lite::kTokens] = tokens;
   counts[lite::kSequences] = sequences;
   counts[lite::kOutputs] = outputs;
+  counts[lite::kPhase] = phase_;
   return lite::run(p.step.graph, p.plan, backends_, cancel_);
 }
 
 // Evaluates tokens [first, first + n) of the batch, sequence by sequence, in the order of the batch within
 // each.
 Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
-  const StepGraph& s = main_.step;
+  const StepGraph& s = main_->step;
   std::fill(seq_count_.begin(), seq_count_.end(), 0);
   for (int32_t i = 0; i < n; ++i) ++seq_count_[batch.seq ? batch.seq[first + i] : 0];
 
@@ -204,27 +284,30 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
     LITE_TRY(own_last_block(seq));
     const int64_t before = sequences_.length(seq);
     sequences_.resize(seq, before + count);
-    add_sequence(main_, &n_seqs, seq, row, count, before + count);
+    add_sequence(*main_, &n_seqs, seq, row, count, before + count);
     for (int64_t position = before; position < before + count; ++position, ++row) {
-      main_.input(s.in.positions)[row] = int32_t(position);
-      main_.input(s.in.kv_rows)[row] = sequences_.row(seq, position);
+      main_->input(s.in.positions)[row] = int32_t(position);
+      main_->input(s.in.kv_rows)[row] = sequences_.row(seq, position);
     }
   }
   for (int32_t i = 0; i < n; ++i) {
     const int32_t seq = batch.seq ? batch.seq[first + i] : 0, r = seq_count_[seq]++;
     row_of_token_[i] = r;
     token_of_row_[r] = i;
-    main_.input(s.in.ids)[r] = batch.token[first + i];
-    tokens_[size_t(int64_t(seq) * options_.context + main_.input(s.in.positions)[r])] =
+    main_->input(s.in.ids)[r] = batch.token[first + i];
+    for (size_t l = 0; l < s.chosen.size(); ++l)
+      std::copy_n(batch.router_ids + (size_t(first + i) * s.chosen.size() + l) * size_t(most_experts_),
+                  s.graph.tensor(s.chosen[l]).shape[1], main_->input(s.chosen[l], r));
+    tokens_[size_t(int64_t(seq) * options_.context + main_->input(s.in.positions)[r])] =
         batch.token[first + i];
   }
   int32_t n_out = 0;
   const auto by_token = [](const Wanted& w, int32_t token) { return w.token < token; };
   const auto begin = std::lower_bound(wanted_.begin(), wanted_.end(), first, by_token);
   const auto end = std::lower_bound(begin, wanted_.end(), first + n, by_token);
-  for (auto w = begin; w != end; ++w) main_.input(s.in.out_rows)[n_out++] = row_of_token_[w->token - first];
+  for (auto w = begin; w != end; ++w) main_->input(s.in.out_rows)[n_out++] = row_of_token_[w->token - first];
 
-  LITE_TRY(run(main_, n, n_seqs, n_out));
+  LITE_TRY(run(*main_, n, n_seqs, n_out));
   const int64_t width = model_.config().output_size();
   for (int32_t i = 0; i < n_out; ++i)
     std::memcpy(&logits_[size_t((begin - wanted_.begin() + i) * width)],
@@ -235,12 +318,12 @@ Status Session::run_pass(const Batch& batch, int32_t first, int32_t n) {
 // The MTP layer for the same tokens: row for row the main pass without the first token of each sequence, each
 // token at the position before its own.
 Status Session::run_mtp(const Batch& batch, int32_t first, int32_t n) {
-  const StepGraph &s = mtp_.step, &m = main_.step;
+  const StepGraph &s = mtp_.step, &m = main_->step;
   std::fill_n(mtp_row_of_token_.begin(), n, -1);
   int32_t n_seqs = 0, row = 0;
-  const int32_t main_seqs = main_.input(m.in.counts)[lite::kSequences];
+  const int32_t main_seqs = main_->input(m.in.counts)[lite::kSequences];
   for (int32_t k = 0; k < main_seqs; ++k) {
-    const int32_t* entry = main_.input(m.in.seqs, k);
+    const int32_t* entry = main_->input(m.in.seqs, k);
     const int32_t start = entry[2] - entry[1];  // position of the sequence's first token in this pass
     const int32_t skip = start == 0 ? 1 : 0, count = entry[1] - skip;
     if (count == 0) continue;
@@ -249,7 +332,7 @@ Status Session::run_mtp(const Batch& batch, int32_t first, int32_t n) {
     add_sequence(mtp_, &n_seqs, seq, row, count, entry[2] - 1);
     for (int32_t j = 0; j < count; ++j, ++row) {
       const int32_t position = start + skip + j - 1;
-      mtp_.input(s.in.ids)[row] = main_.input(m.in.ids)[main_first + j];
+      mtp_.input(s.in.ids)[row] = main_->input(m.in.ids)[main_first + j];
       mtp_.input(s.in.positions)[row] = position;
       mtp_.input(s.in.kv_rows)[row] = sequences_.row(seq, position);
       mtp_row_of_token_[token_of_row_[main_first + j]] = row;
@@ -301,13 +384,13 @@ std::span<const int32_t> Session::history(int32_t i) const {
 }
 
 Result<lite::Tensor> Session::kept(const std::string& name, int32_t i) const {
-  for (const Program* p : {&main_, &mtp_}) {
+  for (const Program* p : {static_cast<const Program*>(main_), &mtp_}) {
     const auto at = p->step.kept.find(name);
     if (at == p->step.kept.end()) continue;
     if (i < 0 || i >= batch_tokens_ || batch_tokens_ > options_.max_batch_tokens)
       return invalid_argument("kept result \"", name, "\": got token ", i, ", expected 0..",
                               batch_tokens_ - 1, " of the last batch");
-    const int32_t row = p == &main_ ? row_of_token_[i] : mtp_row_of_token_[i];
+    const int32_t row = p == main_ ? row_of_token_[i] : mtp_row_of_token_[i];
     if (row < 0)
       return invalid_argument("kept result \"", name, "\": token ", i,
                               " is the first of its sequence: it has no MTP row");

@@ -7,10 +7,12 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "ggml-lite/backend.h"
+#include "ggml-lite/cpu/isa.h"
 #include "ggml-lite/kv.h"
 #include "ggml-lite/plan.h"
 #include "model/graphs.h"
@@ -18,12 +20,20 @@
 
 namespace dsv3 {
 
+// What computes: the fast backend of the processors, or the reference.
+struct Device {
+  bool reference = false;
+  lite::Isa isa = lite::Isa::Portable;
+};
+
 struct SessionOptions {
   int32_t context, max_seqs, max_batch_tokens, max_logits, n_threads;
-  AttentionForm attention;
+  Device device;
+  bool exact;                              // f32 activations in every product
+  std::optional<AttentionForm> attention;  // none: whichever costs less, decided for every evaluation
   lite::Rounding rounding;
   lite::DType kv;
-  bool keep_hidden, keep_routing, mtp;
+  bool keep_hidden, keep_routing, given_routing, mtp;
   std::function<bool(int64_t done, int64_t total)> progress;  // false: stop
 };
 
@@ -35,6 +45,8 @@ struct Batch {
   std::span<const int32_t> token;
   const int32_t* seq;          // null: all 0
   const uint8_t* want_logits;  // null: the last token of each sequence
+  const int32_t* router_ids;  // with given_routing: [n][layers with experts][most experts a token of any layer has]
+  std::optional<lite::Phase> phase;  // none: decode iff no sequence has more than one token here
 };
 
 // Where a saved session's bytes go, one piece after the other.
@@ -65,7 +77,7 @@ class Session {
   void cancel() { cancel_.store(true, std::memory_order_relaxed); }
 
   // Most tokens that one sequence had in the last batch.
-  int32_t longest_run() const { return longest_run_; }
+  lite::Phase phase() const { return phase_; }
 
   // `to` becomes the first `length` tokens of `from`; 0 <= length <= that of `from`, and `to` is another.
   void fork(int32_t from, int32_t to, int32_t length);
@@ -88,11 +100,10 @@ class Session {
   Result<lite::Tensor> kept(const std::string& name, int32_t i) const;
 
  private:
-  // A graph with its plan and its arenas.
+  // A graph with its plan.
   struct Program {
     StepGraph step;
     lite::Plan plan;
-    std::vector<lite::Buffer> arenas;
 
     int32_t* input(lite::Var v) const { return step.graph.tensor(v).row<int32_t>(0); }
     int32_t* input(lite::Var v, int64_t row) const { return step.graph.tensor(v).row<int32_t>(row); }
@@ -108,7 +119,10 @@ class Session {
   Session(Model& model, const SessionOptions& options);
   Status plan();      // graphs and layouts; no memory yet
   Status allocate();  // and bind
+  Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs, std::span<std::byte* const> streams);
+  AttentionForm choose_form() const;
   Status check(const Batch& batch);
+  Status check_routing(const Batch& batch) const;
   Status run_pass(const Batch& batch, int32_t first, int32_t n);
   Status run_mtp(const Batch& batch, int32_t first, int32_t n);
   void add_sequence(Program& program, int32_t* n_seqs, int32_t seq, int32_t first, int32_t count,
@@ -130,14 +144,19 @@ class Session {
   std::vector<lite::Backend*> backends_;  // by device
   std::vector<lite::Stream> streams_;
   std::vector<lite::Buffer> stream_memory_;
-  Program main_, mtp_;
+  std::vector<lite::Buffer> main_arenas_, mtp_arenas_;  // by device
+  // The main graph in each form of attention that may be asked for; they take turns in one arena.
+  std::vector<std::pair<AttentionForm, Program>> forms_;
+  Program* main_ = nullptr;  // the one in use
+  Program mtp_;
   std::atomic<bool> cancel_ = false;
+  int64_t most_experts_ = 0;  // of a token, in any layer
 
   std::vector<float> logits_, mtp_logits_;  // [max_logits, vocab_size]
   std::vector<Wanted> wanted_;              // of the last batch, by token
   std::vector<int32_t> tokens_;             // [max_seqs, context] ids of every sequence
   int32_t batch_tokens_ = 0;                // of the last batch
-  int32_t longest_run_ = 0;                 // of the last batch
+  lite::Phase phase_ = lite::kPrompt;       // of the batch being evaluated
   std::vector<int64_t> length_before_;      // [max_seqs]
   std::vector<int32_t> seq_count_;          // [max_seqs] tokens of the batch, then of a pass
   std::vector<int32_t> last_token_;         // [max_seqs] index in the batch, or -1

@@ -108,6 +108,12 @@ double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+std::string decimal(double value, int places) {
+  char number[64];
+  std::snprintf(number, sizeof number, "%.*f", places, value);
+  return number;
+}
+
 Progress::Progress(std::string what, bool quiet)
     : what_(std::move(what)), quiet_(quiet), terminal_(isatty(STDERR_FILENO)), last_(seconds()) {}
 
@@ -181,10 +187,11 @@ void log_all(void*, dsv3_log_level level, const char* line) {
 
 }  // namespace
 
-Model open_model(const std::string& path, const std::string& backend, bool quiet) {
+Model open_model(const std::string& path, const ComputeOptions& compute, bool quiet) {
   dsv3_model_options options = {};
   options.struct_size = sizeof options;
-  options.backend = backend.empty() ? nullptr : backend.c_str();
+  options.backend = compute.backend.c_str();
+  options.isa = compute.isa.c_str();
   options.log = quiet ? log_warnings : log_all;
   dsv3_model* model = nullptr;
   check(dsv3_model_open(path.c_str(), &options, &model));
@@ -281,7 +288,7 @@ void ComputeOptions::add_to(CLI::App* command) {
       ->check(number(1, 1024))
       ->type_name("N");
   command->add_option("--attention", attention, "how MLA is computed over the cached latents")
-      ->check(CLI::IsMember({"absorbed", "expanded"}))
+      ->check(CLI::IsMember({"auto", "absorbed", "expanded"}))
       ->capture_default_str();
   command
       ->add_option(
@@ -290,22 +297,28 @@ void ComputeOptions::add_to(CLI::App* command) {
           "the checkpoint's format, in f32, or as powers of two")
       ->check(CLI::IsMember({"f32", "fp8", "fp8:f32", "fp8:ue8m0"}))
       ->capture_default_str();
-  command->add_option("--kv", kv, "type of cached values")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+  command->add_option("--kv", kv, "type of cached values; auto: bf16, or f32 with --exact or --backend ref")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->capture_default_str();
-  command->add_option("--backend", backend, "what computes")->capture_default_str();
+  command->add_flag("--exact", exact, "f32 activations in every product, also where bf16 is faster");
+  command->add_option("--backend", backend, "what computes: cpu, or ref, the slow reference")->capture_default_str();
+  command->add_option("--isa", isa, "instruction sets of --backend cpu: auto, or one that --version names")
+      ->capture_default_str();
 }
 
 dsv3_session_options ComputeOptions::session_options() const {
   dsv3_session_options options = {};
   options.struct_size = sizeof options;
   options.n_threads = n_threads;
-  options.attention = attention == "expanded" ? DSV3_ATTENTION_EXPANDED : DSV3_ATTENTION_ABSORBED;
+  options.exact = exact;
+  options.attention = attention == "expanded"   ? DSV3_ATTENTION_EXPANDED
+                      : attention == "absorbed" ? DSV3_ATTENTION_ABSORBED
+                                                : DSV3_ATTENTION_AUTO;
   options.gemm = gemm == "fp8"         ? DSV3_GEMM_FP8
                  : gemm == "fp8:f32"   ? DSV3_GEMM_FP8_F32
                  : gemm == "fp8:ue8m0" ? DSV3_GEMM_FP8_UE8M0
                                        : DSV3_GEMM_F32;
-  options.kv = kv == "bf16" ? DSV3_KV_BF16 : DSV3_KV_F32;
+  options.kv = kv == "bf16" ? DSV3_KV_BF16 : kv == "f32" ? DSV3_KV_F32 : DSV3_KV_AUTO;
   return options;
 }
 

@@ -92,6 +92,7 @@ class Progress {
 int show_progress(void* progress, int64_t done, int64_t total);
 
 double seconds();  // of a clock that never jumps
+std::string decimal(double value, int places);  // 3.14
 
 // ---- signals ----------------------------------------------------------------------------------------------
 
@@ -116,8 +117,18 @@ using Model = std::unique_ptr<dsv3_model, CloseModel>;
 using Tokenizer = std::unique_ptr<dsv3_tokenizer, FreeTokenizer>;
 using Session = std::unique_ptr<dsv3_session, FreeSession>;
 
+// How to compute.
+struct ComputeOptions {
+  std::string backend = "cpu", isa = "auto", attention = "auto", gemm = "f32", kv = "auto";
+  bool exact = false;
+  int32_t n_threads = 0;  // 0: the physical cores
+
+  void add_to(CLI::App* command);
+  dsv3_session_options session_options() const;
+};
+
 // Warnings go to standard error, the library's other remarks only unless `quiet`.
-Model open_model(const std::string& path, const std::string& backend = {}, bool quiet = true);
+Model open_model(const std::string& path, const ComputeOptions& compute = {}, bool quiet = true);
 dsv3_model_info get_info(const Model& model);
 
 // The session that signals cancel, until it is freed; there is one at a time.
@@ -135,15 +146,6 @@ std::vector<int32_t> ids_of(const nlohmann::json& list, const std::string& what)
 // A check for CLI11: what is wrong with a value, if anything. Unlike CLI::Range it lets no NaN pass.
 std::function<std::string(const std::string&)> number(double smallest, double largest);
 
-// How to compute.
-struct ComputeOptions {
-  std::string backend = "ref", attention = "absorbed", gemm = "f32", kv = "f32";
-  int32_t n_threads = 0;  // 0: the physical cores
-
-  void add_to(CLI::App* command);
-  dsv3_session_options session_options() const;
-};
-
 // ---- subcommands: each adds itself, with its options, to the program --------------------------------------
 
 void add_run(CLI::App* program);
@@ -155,5 +157,6 @@ void add_heads(CLI::App* program);  // classify, tag, answer
 void add_routing(CLI::App* program);
 void add_layer(CLI::App* program);
 void add_verify(CLI::App* program);
+void add_bench(CLI::App* program);
 
 }  // namespace tools

@@ -17,10 +17,11 @@ namespace {
 using nlohmann::json;
 
 struct DumpOptions {
-  std::string model, ids, out, logits_to_keep = "0";
+  std::string model, ids, out, routing, logits_to_keep = "0";
   int32_t chunk = 0;  // 0: see kCallTokens
   bool mtp = false;
   ComputeOptions compute;
+  std::string phase = "prompt";
 };
 
 // Tokens of one call, unless --chunk says otherwise: their logits are all in memory.
@@ -29,6 +30,7 @@ constexpr int64_t kCallTokens = 512;
 struct Sequence {
   std::string name;  // "": the only one, its tensors have bare names
   std::vector<int32_t> ids;
+  std::vector<int32_t> router_ids;  // --routing: as dsv3_batch takes them
 
   int64_t length() const { return int64_t(ids.size()); }
   std::string key(const std::string& tensor) const { return name.empty() ? tensor : name + "/" + tensor; }
@@ -101,6 +103,25 @@ std::vector<RoutedLayer> routed_layers(const Model& model, bool mtp) {
   return routed;
 }
 
+// --routing: the router_ids.L of an earlier dump of the same ids, token by token.
+void read_routing(const DumpOptions& o, const std::vector<RoutedLayer>& routed, int64_t most, Sequence* s) {
+  int64_t layers = 0, i = 0;
+  for (const RoutedLayer& r : routed) layers += !r.mtp;
+  s->router_ids.assign(size_t(s->length() * layers * most), 0);
+  for (const RoutedLayer& r : routed) {
+    if (r.mtp) continue;
+    const std::string name = s->key(text("router_ids.", r.layer));
+    const TensorValues t = read_tensor(o.routing, name);
+    if (t.shape != std::vector<int64_t>{s->length(), r.num_experts_per_tok})
+      fail("--routing ", o.routing, ": ", name, ": got shape ", shape_text(t.shape), ", expected ",
+           shape_text({s->length(), r.num_experts_per_tok}));
+    for (int64_t token = 0; token < s->length(); ++token)
+      for (int64_t j = 0; j < r.num_experts_per_tok; ++j)
+        s->router_ids[size_t((token * layers + i) * most + j)] = int32_t(t.values[size_t(token * r.num_experts_per_tok + j)]);
+    ++i;
+  }
+}
+
 class Dump {
  public:
   Dump(const DumpOptions& options, std::vector<Sequence> sequences, const Model& model)
@@ -114,6 +135,8 @@ class Dump {
       wanted_.emplace_back(size_t(s.length()));
       for (const int64_t position : kept_.back()) wanted_.back()[size_t(position)] = 1;
     }
+    if (!o_.routing.empty())
+      for (Sequence& s : sequences_) read_routing(o_, routed_, info_.n_experts_per_token, &s);
     session_ = open_session(model);
   }
 
@@ -149,6 +172,7 @@ class Dump {
     options.max_logits = int32_t(std::min<int64_t>(wanted, options.max_batch_tokens));
     options.keep = DSV3_KEEP_HIDDEN | DSV3_KEEP_ROUTING;
     options.mtp = o_.mtp;
+    options.given_routing = !o_.routing.empty();
     return new_session(model, options);
   }
 
@@ -174,19 +198,23 @@ class Dump {
     const int64_t total = std::accumulate(sequences_.begin(), sequences_.end(), int64_t(0),
                                           [](int64_t sum, const Sequence& s) { return sum + s.length(); });
     Progress progress("dump", false);
-    std::vector<int32_t> token, seq;
+    std::vector<int32_t> token, seq, router_ids;
     std::vector<uint8_t> want_logits;
     int64_t done = 0;
     for (int64_t start = 0; done < total; start += chunk()) {
       token.clear();
       seq.clear();
       want_logits.clear();
+      router_ids.clear();
       for (int64_t t = start; t < start + chunk(); ++t)
         for (size_t i = 0; i < sequences_.size(); ++i)
           if (t < sequences_[i].length()) {
             token.push_back(sequences_[i].ids[size_t(t)]);
             seq.push_back(int32_t(i));
             want_logits.push_back(wanted_[i][size_t(t)]);
+            const std::vector<int32_t>& all = sequences_[i].router_ids;
+            const int64_t row = int64_t(all.size()) / sequences_[i].length();
+            router_ids.insert(router_ids.end(), all.begin() + t * row, all.begin() + (t + 1) * row);
           }
       dsv3_batch batch = {};
       batch.struct_size = sizeof batch;
@@ -194,7 +222,8 @@ class Dump {
       batch.token = token.data();
       batch.seq = seq.data();
       batch.want_logits = want_logits.data();
-      batch.phase = DSV3_PHASE_PROMPT;
+      batch.router_ids = o_.routing.empty() ? nullptr : router_ids.data();
+      batch.phase = o_.phase == "decode" ? DSV3_PHASE_DECODE : DSV3_PHASE_PROMPT;
       check(dsv3_eval(session_.get(), &batch));
 
       std::vector<int64_t> position(sequences_.size(), start);
@@ -249,7 +278,7 @@ class Dump {
   }
 
   const DumpOptions& o_;
-  const std::vector<Sequence> sequences_;
+  std::vector<Sequence> sequences_;
   const dsv3_model_info info_;
   const std::vector<RoutedLayer> routed_;
   std::vector<std::vector<int64_t>> kept_;    // [sequence] positions, see kept_positions
@@ -261,7 +290,7 @@ class Dump {
 void dump(const DumpOptions& o) {
   catch_signals();
   std::vector<Sequence> sequences = read_sequences(o.ids);
-  const Model model = open_model(o.model, o.compute.backend);
+  const Model model = open_model(o.model, o.compute);
   check_sequences(o, sequences, get_info(model).vocab_size);
   Dump(o, std::move(sequences), model).write();
 }
@@ -290,8 +319,14 @@ void add_dump(CLI::App* program) {
       ->add_option("--logits-to-keep", o->logits_to_keep,
                    "positions whose logits are written: 0 all (default), n the last n, or a list: [0,5,3]")
       ->type_name("N");
+  command->add_option("--routing", o->routing,
+                      "send tokens to the experts that an earlier dump of the same ids recorded (router_ids.L)");
   command->add_flag("--mtp", o->mtp, "evaluate the multi-token-prediction layer, too");
+  o->compute.backend = "ref";
   o->compute.add_to(command);
+  command->add_option("--phase", o->phase, "which kernels compute the tokens")
+      ->check(CLI::IsMember({"prompt", "decode"}))
+      ->capture_default_str();
   command->callback([o] { dump(*o); });
 }
 

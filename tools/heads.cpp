@@ -48,7 +48,7 @@ ordered_json classified(const Model& model, const std::vector<float>& logits) {
 }
 
 void classify(const HeadOptions& o) {
-  const Model model = open_model(o.model, o.compute.backend);
+  const Model model = open_model(o.model, o.compute);
   require_task(model, DSV3_TASK_SEQUENCE_CLASSIFICATION, "classify", "sequence classification");
   std::string given;
   const std::vector<Row> rows = o.rows.read(model, &given);
@@ -67,7 +67,7 @@ void classify(const HeadOptions& o) {
 }
 
 void tag(const HeadOptions& o) {
-  const Model model = open_model(o.model, o.compute.backend);
+  const Model model = open_model(o.model, o.compute);
   require_task(model, DSV3_TASK_TOKEN_CLASSIFICATION, "tag", "token classification");
   std::string given;
   const std::vector<Row> rows = o.rows.read(model, &given);
@@ -112,7 +112,7 @@ Span best_span(const std::vector<double>& start, const std::vector<double>& end,
 }
 
 void answer(const HeadOptions& o) {
-  const Model model = open_model(o.model, o.compute.backend);
+  const Model model = open_model(o.model, o.compute);
   require_task(model, DSV3_TASK_QUESTION_ANSWERING, "answer", "question answering");
   if (o.rows.ids.empty() && o.question.empty()) fail("answer: --question is missing");
   std::string context;

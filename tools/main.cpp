@@ -53,6 +53,7 @@ int run_program(int argc, char** argv) {
   tools::add_routing(&program);
   tools::add_layer(&program);
   tools::add_verify(&program);
+  tools::add_bench(&program);
   try {
     program.parse(argc, argv);
     if (!program.get_subcommands().empty()) return tools::kOk;

@@ -202,7 +202,7 @@ void save_trace(const std::string& path, const std::vector<Layer>& layers) {
 }
 
 void run_routing(const RoutingOptions& o) {
-  const Model model = open_model(o.model, o.compute.backend);
+  const Model model = open_model(o.model, o.compute);
   std::string given;
   const std::vector<Row> rows = o.rows.read(model, &given);
   std::vector<Layer> layers = routed_layers(model);

@@ -112,12 +112,6 @@ struct Speed {
   double rate() const { return seconds > 0 ? double(tokens) / seconds : 0; }
 };
 
-std::string decimal(double value, int places) {
-  char number[64];
-  std::snprintf(number, sizeof number, "%.*f", places, value);
-  return number;
-}
-
 void note_load(const RunOptions& o, const dsv3_model_info& info, int64_t context, uint64_t seed) {
   note(text(o.model, ": ", info.model_type, ", ", decimal(double(info.n_parameters) / 1e6, 1),
             " M parameters, ", size_text(info.file_bytes), "; context ", context, "; seed ", seed));
@@ -147,7 +141,7 @@ bool evaluate(const Session& session, const int32_t* ids, size_t n, dsv3_phase p
 
 void run(const RunOptions& o) {
   catch_signals();
-  const Model model = open_model(o.model, o.compute.backend, o.quiet);
+  const Model model = open_model(o.model, o.compute, o.quiet);
   const dsv3_model_info info = get_info(model);
   const dsv3_tokenizer* tokenizer = tokenizer_of(o, model);
   const dsv3_sampling sampling = o.sampling.sampling(model);

@@ -158,8 +158,10 @@ TensorValues read_tensor(const std::string& path, const std::string& name) {
       fail("read ", what, ": shape ", shape_text(t.shape));
   const std::string dtype = at->value("dtype", "");
   t.is_bool = dtype == "BOOL" || dtype == "U8";
-  if (!t.is_bool && dtype != "F32") fail("read ", what, ": got type ", dtype, ", expected F32, BOOL or U8");
-  const int64_t size = t.is_bool ? 1 : 4, data = int64_t(8 + header_bytes);
+  const bool is_i64 = dtype == "I64";
+  if (!t.is_bool && !is_i64 && dtype != "F32")
+    fail("read ", what, ": got type ", dtype, ", expected F32, I64, BOOL or U8");
+  const int64_t size = t.is_bool ? 1 : is_i64 ? 8 : 4, data = int64_t(8 + header_bytes);
   if (begin < 0 || end < begin || end > file_bytes - data || (end - begin) / size != elements ||
       (end - begin) % size)
     fail("read ", what, ": ", end - begin, " bytes at ", begin, " do not hold shape ", shape_text(t.shape));
@@ -167,6 +169,13 @@ TensorValues read_tensor(const std::string& path, const std::string& name) {
   t.values.resize(size_t(elements));
   if (t.is_bool)
     std::transform(bytes.begin(), bytes.end(), t.values.begin(), [](char c) { return float(c != 0); });
+  else if (is_i64)
+    for (size_t i = 0; i < t.values.size(); ++i) {
+      int64_t value;
+      std::memcpy(&value, &bytes[i * 8], 8);
+      if (value < 0 || value >= 1 << 24) fail("read ", what, ": element ", i, ": got ", value, ", expected 0..2^24");
+      t.values[i] = float(value);
+    }
   else
     std::memcpy(t.values.data(), bytes.data(), bytes.size());
   return t;

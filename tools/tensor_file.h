@@ -42,7 +42,7 @@ class TensorFile {
   int fd_ = -1;
 };
 
-// One tensor of a safetensors file that the user gives: F32, or BOOL and U8 as 0 and 1.
+// One tensor of a safetensors file that the user gives: F32, or I64 below 2^24, or BOOL and U8 as 0 and 1.
 struct TensorValues {
   std::vector<int64_t> shape;
   std::vector<float> values;

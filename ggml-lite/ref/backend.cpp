@@ -1,6 +1,4 @@
-#include <omp.h>
-#include <sys/mman.h>
-
+#include "ggml-lite/host.h"
 #include "ggml-lite/ref/ref.h"
 
 namespace lite {
@@ -22,12 +20,7 @@ class RefBackend final : public Backend {
   }
 
   Result<Buffer> allocate(int64_t bytes) override {
-    const size_t size = size_t(round_up(std::max<int64_t>(bytes, 1), 4096));
-    void* memory =
-        mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED)
-      return out_of_memory("allocate ", bytes, " bytes of memory: the system has not got them");
-    return Buffer(static_cast<std::byte*>(memory), [size](std::byte* p) { munmap(p, size); });
+    return allocate_host(bytes);
   }
 
   Status check(const Graph&, const Node&) const override {
@@ -35,36 +28,12 @@ class RefBackend final : public Backend {
   }
 
   int64_t workspace_bytes(const Graph& g, const Node& n) const override {
-    switch (n.op) {
-      case Op::Linear: return ref::linear_workspace(g, n, n_threads_);
-      case Op::LinearPerHead: return ref::linear_per_head_workspace(g, n, n_threads_);
-      case Op::AttentionLatent:
-      case Op::AttentionExpanded:
-      case Op::AttentionGrouped:
-      case Op::AttentionMasked: return ref::attention_workspace(g, n, n_threads_);
-      case Op::Route: return ref::route_workspace(g, n, n_threads_);
-      case Op::MoeFfn: return ref::moe_workspace(g, n, n_threads_);
-      default: return 0;
-    }
+    return ref::workspace_bytes(g, n, n_threads_);
   }
 
   Status run(const Graph& g, const Segment& segment, const std::atomic<bool>& cancel) override {
-    // Thread 0 looks at `cancel` and tells the others through the barrier that ends a node. Two cells take
-    // turns, so that a slow thread still finds the answer for its node when thread 0 is already writing the
-    // next.
-    bool stop[2] = {false, false};
-#pragma omp parallel num_threads(n_threads_)
-    {
-      const ref::Team team{omp_get_thread_num(), omp_get_num_threads()};
-      for (int32_t i = 0; i < segment.n_nodes; ++i) {
-        run_node(g, g.nodes[segment.first_node + i], team);
-        if (team.index == 0) stop[i % 2] = cancel.load(std::memory_order_relaxed);
-        team.barrier();
-        if (stop[i % 2]) break;
-      }
-    }
-    if (stop[0] || stop[1]) return Status(Code::Cancelled, "evaluation cancelled");
-    return {};
+    return run_on_host(g, segment, cancel, n_threads_,
+                       [&](const Node& n, const Team& team) { ref::run_node(g, n, team); });
   }
 
   Status wait() override {
@@ -72,30 +41,6 @@ class RefBackend final : public Backend {
   }
 
  private:
-  static void run_node(const Graph& g, const Node& n, const ref::Team& team) {
-    switch (n.op) {
-      case Op::Embed: return ref::embed(g, n, team);
-      case Op::RmsNorm: return ref::rms_norm(g, n, team);
-      case Op::LayerNorm: return ref::layer_norm(g, n, team);
-      case Op::Linear: return ref::linear(g, n, team);
-      case Op::LinearPerHead: return ref::linear_per_head(g, n, team);
-      case Op::Rope: return ref::rope(g, n, team);
-      case Op::StreamWrite: return ref::stream_write(g, n, team);
-      case Op::StreamRead: return ref::stream_read(g, n, team);
-      case Op::AttentionLatent: return ref::attention_latent(g, n, team);
-      case Op::AttentionExpanded: return ref::attention_expanded(g, n, team);
-      case Op::AttentionGrouped: return ref::attention_grouped(g, n, team);
-      case Op::AttentionMasked: return ref::attention_masked(g, n, team);
-      case Op::Route: return ref::route(g, n, team);
-      case Op::MoeFfn: return ref::moe_ffn(g, n, team);
-      case Op::SiluMul: return ref::silu_mul(g, n, team);
-      case Op::Add: return ref::add(g, n, team);
-      case Op::Concat: return ref::concat(g, n, team);
-      case Op::SelectRows: return ref::select_rows(g, n, team);
-      case Op::Copy: return ref::copy(g, n, team);
-    }
-  }
-
   int n_threads_;
 };
 
@@ -105,8 +50,45 @@ std::unique_ptr<Backend> make_ref_backend(int n_threads) {
   return std::make_unique<RefBackend>(n_threads);
 }
 
-void ref::Team::barrier() const {
-#pragma omp barrier
+namespace ref {
+
+int64_t workspace_bytes(const Graph& g, const Node& n, int threads) {
+  switch (n.op) {
+    case Op::Linear: return linear_workspace(g, n, threads);
+    case Op::LinearPerHead: return linear_per_head_workspace(g, n, threads);
+    case Op::AttentionLatent:
+    case Op::AttentionExpanded:
+    case Op::AttentionGrouped:
+    case Op::AttentionMasked: return attention_workspace(g, n, threads);
+    case Op::Route: return route_workspace(g, n, threads);
+    case Op::MoeFfn: return moe_workspace(g, n, threads);
+    default: return 0;
+  }
 }
 
+void run_node(const Graph& g, const Node& n, const Team& team) {
+  switch (n.op) {
+    case Op::Embed: return embed(g, n, team);
+    case Op::RmsNorm: return rms_norm(g, n, team);
+    case Op::LayerNorm: return layer_norm(g, n, team);
+    case Op::Linear: return linear(g, n, team);
+    case Op::LinearPerHead: return linear_per_head(g, n, team);
+    case Op::Rope: return rope(g, n, team);
+    case Op::StreamWrite: return stream_write(g, n, team);
+    case Op::StreamRead: return stream_read(g, n, team);
+    case Op::AttentionLatent: return attention_latent(g, n, team);
+    case Op::AttentionExpanded: return attention_expanded(g, n, team);
+    case Op::AttentionGrouped: return attention_grouped(g, n, team);
+    case Op::AttentionMasked: return attention_masked(g, n, team);
+    case Op::Route: return route(g, n, team);
+    case Op::MoeFfn: return moe_ffn(g, n, team);
+    case Op::SiluMul: return silu_mul(g, n, team);
+    case Op::Add: return add(g, n, team);
+    case Op::Concat: return concat(g, n, team);
+    case Op::SelectRows: return select_rows(g, n, team);
+    case Op::Copy: return copy(g, n, team);
+  }
+}
+
+}  // namespace ref
 }  // namespace lite

@@ -48,6 +48,12 @@ void keep_best_groups(const RouteParams& p, int64_t experts, float* choice, floa
   }
 }
 
+// Scores of the chosen, and their sum, to weights.
+void weigh(const RouteParams& p, float sum, float* weight) {
+  for (int64_t j = 0; j < p.n_experts_per_token; ++j)
+    weight[j] = (p.normalize ? weight[j] / (sum + 1e-20f) : weight[j]) * p.factor;
+}
+
 }  // namespace
 
 void route(const Graph& g, const Node& n, const Team& team) {
@@ -68,6 +74,17 @@ void route(const Graph& g, const Node& n, const Team& team) {
       for (int64_t e = 0; e < experts; ++e) sum += score[e] = std::exp(x[e] - top);
       for (int64_t e = 0; e < experts; ++e) score[e] /= sum;
     }
+    int32_t* id = ids.row<int32_t>(t);
+    float* weight = weights.row<float>(t);
+    float sum = 0;
+    if (n.in[2]) {
+      for (int64_t j = 0; j < k; ++j) {
+        id[j] = g.tensor(n.in[2]).row<int32_t>(t)[j];
+        sum += weight[j] = score[id[j]];
+      }
+      weigh(p, sum, weight);
+      continue;
+    }
     std::copy_n(score, experts, choice);
     if (n.in[1]) {
       const Tensor& bias = g.tensor(n.in[1]);
@@ -77,9 +94,6 @@ void route(const Graph& g, const Node& n, const Team& team) {
     if (p.group_score != GroupScore::None && p.n_group > 1)
       keep_best_groups(p, experts, choice, choice + experts);
 
-    int32_t* id = ids.row<int32_t>(t);
-    float* weight = weights.row<float>(t);
-    float sum = 0;
     for (int64_t j = 0; j < k; ++j) {
       const int64_t e = std::max<int64_t>(largest(choice, experts), 0);  // 0: only when every score is NaN
       choice[e] = kNever;
@@ -93,8 +107,7 @@ void route(const Graph& g, const Node& n, const Team& team) {
       weight[at] = score[e];
       id[at] = int32_t(e);
     }
-    for (int64_t j = 0; j < k; ++j)
-      weight[j] = (p.normalize ? weight[j] / (sum + 1e-20f) : weight[j]) * p.factor;
+    weigh(p, sum, weight);
   }
 }
 

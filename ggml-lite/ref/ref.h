@@ -5,9 +5,9 @@
 #pragma once
 
 #include <memory>
-#include <utility>
 
 #include "ggml-lite/backend.h"
+#include "ggml-lite/team.h"
 
 namespace lite {
 
@@ -15,13 +15,9 @@ std::unique_ptr<Backend> make_ref_backend(int n_threads);
 
 namespace ref {
 
-// One thread's place in the team that runs an op.
-struct Team {
-  int index, size;
-  // The part [first, second) of n items that is this thread's.
-  std::pair<int64_t, int64_t> share(int64_t n) const { return {n * index / size, n * (index + 1) / size}; }
-  void barrier() const;  // all threads of the team must come here
-};
+// One thread's part in node `n` of bound graph `g`, and the scratch it takes.
+void run_node(const Graph& g, const Node& n, const Team& team);
+int64_t workspace_bytes(const Graph& g, const Node& n, int threads);
 
 // Every op: node `n` of bound graph `g`. Contracts in ops.h. Scratch: see workspace_bytes in backend.cpp.
 void embed(const Graph& g, const Node& n, const Team& team);

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "ggml-lite/cpu/cpu.h"
 #include "ggml-lite/ops.h"
 #include "ggml-lite/plan.h"
 #include "ggml-lite/ref/ref.h"
@@ -237,6 +238,46 @@ inline std::vector<double> rounded(lite::Rounding rounding, const std::vector<do
   return y;
 }
 
+// ---- the backend under test
+
+// DSV3_TEST_BACKEND: "ref" (default), or an instruction-set path of the fast backend and a phase, "avx2:prompt". The fast
+// backend is tested in exact mode: the bounds are those of f32.
+struct TestedBackend {
+  bool reference = true;
+  lite::Isa isa = lite::Isa::Portable;
+  lite::Phase phase = lite::kPrompt;
+
+  std::unique_ptr<lite::Backend> make(int threads) const {
+    if (reference) return lite::make_ref_backend(threads);
+    return lite::make_cpu_backend({threads, isa, true});
+  }
+};
+
+inline const TestedBackend& tested_backend() {
+  static const TestedBackend tested = [] {
+    TestedBackend t;
+    const char* text = std::getenv("DSV3_TEST_BACKEND");
+    const std::string name = text ? text : "ref";
+    if (name == "ref") return t;
+    constexpr int kSkipped = 77;  // as ctest knows it
+    const size_t colon = name.find(':');
+    const auto isa = lite::isa_from_name(name.substr(0, colon));
+    if (!isa.ok() || colon == std::string::npos) {
+      std::printf("DSV3_TEST_BACKEND: got \"%s\", expected ref or ISA:decode or ISA:prompt\n", text);
+      std::exit(1);
+    }
+    if (!lite::isa_usable(*isa)) {
+      std::printf("skipped: this machine has no %s\n", lite::isa_name(*isa));
+      std::exit(kSkipped);
+    }
+    t.reference = false;
+    t.isa = *isa;
+    t.phase = name.substr(colon + 1) == "decode" ? lite::kDecode : lite::kPrompt;
+    return t;
+  }();
+  return tested;
+}
+
 // ---- running a graph --------------------------------------------------------------------------------------
 
 constexpr int kThreads[] = {1, 2, 3, 5};
@@ -268,7 +309,9 @@ class OpHarness {
   lite::Builder b;
   lite::StepInputs in;
 
-  void counts(int32_t tokens, int32_t sequences, int32_t outputs) { counts_ = {tokens, sequences, outputs}; }
+  void counts(int32_t tokens, int32_t sequences, int32_t outputs) {
+    counts_ = {tokens, sequences, outputs, tested_backend().phase};
+  }
   std::vector<int32_t>& ids() { return ids_; }
   std::vector<int32_t>& positions() { return positions_; }
   std::vector<int32_t>& kv_rows() { return kv_rows_; }
@@ -354,7 +397,7 @@ class OpHarness {
   }
 
   void run_once(int threads, bool finite_poison) {
-    const std::unique_ptr<lite::Backend> backend = lite::make_ref_backend(threads);
+    const std::unique_ptr<lite::Backend> backend = tested_backend().make(threads);
     lite::Backend* const backends[] = {backend.get()};
     // A plan adds workspaces to the graph; take them away again for the next number of threads.
     const size_t n_values = graph.values.size(), n_storages = graph.storages.size();

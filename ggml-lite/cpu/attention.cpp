@@ -1,0 +1,424 @@
+// Causal attention over cached rows, by blocks of positions.
+//
+// All kinds are one: query rows meet the keys and values of a block of positions, f32 sums of exp(score - top) and of
+// weighted values are kept per row, and blocks are merged in order. Blocks begin at multiples of kSpan positions, and
+// how many blocks make a split depends on the row's own length only, so that neither threads nor the rows beside a row
+// change its bits.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ggml-lite/cpu/cpu.h"
+#include "ggml-lite/kv.h"
+
+namespace lite::cpu {
+namespace {
+
+constexpr int64_t kSpan = 256;       // positions of a block
+constexpr int64_t kQueryRows = 64;   // rows that meet a block at once in a prompt
+constexpr int64_t kMaxSplits = 32;   // parts of a sequence that threads do side by side
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// Where the cached rows of the step's sequences are.
+struct Cache {
+  const Tensor& stream;
+  const int32_t* seqs;
+  const Tensor& blocks;
+
+  int32_t first(int64_t s) const { return seqs[3 * s]; }
+  int32_t count(int64_t s) const { return seqs[3 * s + 1]; }
+  int32_t length(int64_t s) const { return seqs[3 * s + 2]; }
+  int64_t sequence_of(int64_t token) const {
+    int64_t s = 0;
+    while (token >= first(s) + count(s)) ++s;
+    return s;
+  }
+  int64_t visible(int64_t s, int64_t token) const { return length(s) - count(s) + (token - first(s)) + 1; }
+  const std::byte* row(int64_t s, int64_t position) const {
+    return stream.data + (int64_t(blocks.row<int32_t>(s)[position / kBlockRows]) * kBlockRows + position % kBlockRows) *
+                             stream.stride[0];
+  }
+};
+
+// Sizes of one kind of attention: keys of `key` values, values of `value`; `group` query heads share them.
+struct Shape {
+  int64_t heads, group, key, value, context, tokens;
+  int64_t latent;  // expanded: values of a cached latent; 0: keys and values are in the cache as they are
+  float scale;
+  int64_t window;
+
+  explicit Shape(const Graph& g, const Node& n) {
+    const auto& p = std::get<AttentionParams>(n.params);
+    const Tensor &q = g.tensor(n.in[0]), &y = g.tensor(n.out[0]);
+    scale = p.scale;
+    context = p.context;
+    window = p.window;
+    tokens = y.shape[0];
+    heads = y.shape[1];
+    value = y.shape[2];
+    latent = 0;
+    group = heads;
+    key = q.shape[2];
+    if (n.op == Op::AttentionGrouped) {
+      group = heads / (g.tensor(n.in[1]).shape[1] / (2 * value));
+    } else {
+      key += g.tensor(n.in[1]).shape[2];  // the rotated part
+      if (n.op == Op::AttentionExpanded) latent = g.tensor(n.in[2]).shape[1], group = 1;
+    }
+  }
+  int64_t splits() const { return std::min(kMaxSplits, ceil_div(context, kSpan)); }
+  int64_t first_visible(int64_t visible) const { return window ? std::max<int64_t>(0, visible - window) : 0; }
+};
+
+// What a row has seen so far: its y is the sum of exp(score - top) * value, total that of exp(score - top).
+struct State {
+  float top, total;
+};
+
+// A thread's scratch, and what all threads share.
+struct Memory {
+  float *q, *keys, *values, *latents, *scores, *sums;
+  uint16_t *q16, *keys16;
+  State* state;
+  const float** latent_row;
+  std::byte* product;
+  float* partial;  // shared: [splits, heads, value]
+  State* partial_state;
+  int64_t bytes;
+
+  Memory(const Graph& g, const Node& n, std::byte* base, int threads, int thread) {
+    const Shape s(g, n);
+    Carver carve(base);
+    partial = carve.take<float>(s.latent ? 0 : s.splits() * s.heads * s.value);
+    partial_state = carve.take<State>(s.latent ? 0 : s.splits() * s.heads);
+    for (int i = 0; i < threads; ++i) {
+      Memory m;
+      m.q = carve.take<float>(kQueryRows * s.key);
+      m.q16 = carve.take<uint16_t>(kQueryRows * s.key);
+      m.keys = carve.take<float>(kSpan * s.key);
+      m.scores = carve.take<float>(kQueryRows * kSpan);
+      m.state = carve.take<State>(s.latent ? s.tokens : kQueryRows);
+      m.sums = carve.take<float>(s.latent ? 0 : kQueryRows * s.value);
+      m.keys16 = carve.take<uint16_t>(s.latent ? kSpan * s.key : 0);
+      m.values = carve.take<float>(s.latent ? kSpan * s.value : 0);
+      m.latents = carve.take<float>(kSpan * s.latent);
+      m.latent_row = carve.take<const float*>(s.latent ? kSpan : 0);
+      m.product = carve.take<std::byte>(s.latent ? ProductScratch::bytes(s.latent) : 0);
+      if (i != thread) continue;
+      m.partial = partial;
+      m.partial_state = partial_state;
+      *this = m;
+    }
+    bytes = carve.used();
+  }
+
+ private:
+  Memory() = default;
+};
+
+// Keys and values of up to kSpan positions.
+struct Span {
+  int64_t first, n;  // positions
+  const void* key[kSpan];
+  // Values in runs at a fixed distance.
+  struct Run {
+    const void* value;
+    int64_t n;
+  } run[kSpan / kBlockRows];
+  int n_runs;
+  Elem value_type;
+  int64_t value_stride;  // bytes
+};
+
+// Up to kQueryRows rows that meet the same keys.
+struct Queries {
+  int64_t n = 0;
+  const void* q[kQueryRows];    // f32, or bf16 where scores are computed so
+  int64_t visible[kQueryRows];  // a row sees positions [first_visible(visible), visible)
+  float* y;                     // sums, y_stride apart
+  int64_t y_stride;
+  State* state;
+};
+
+// One thread's part in one attention node.
+class Attention {
+ public:
+  Attention(const Graph& g, const Node& n, const Team& team, const Arithmetic& a, int stream)
+      : g_(g),
+        n_(n),
+        team_(team),
+        k_(*a.k),
+        arithmetic_(a),
+        cache_{g.tensor(n.in[stream]), g.tensor(n.in[stream + 1]).row<int32_t>(0), g.tensor(n.in[stream + 2])},
+        y_(g.tensor(n.out[0])),
+        shape_(g, n),
+        m_(g, n, g.tensor(n.workspace).data, team.size, team.index),
+        bf16_(a.k->gemm_bf16 && !a.exact && cache_.stream.dtype == DType::BF16) {}
+
+  // Keys and values as they are cached. A decode step: a task is some heads of a token with one split of the positions.
+  void decode_cached();
+  // A prompt: a task is a block of rows, with all positions that they see.
+  void prompt_cached();
+  // Keys and values expanded from latents: a task is a head of a sequence, block by block.
+  void expanded(const Tensor& kv_b);
+
+ private:
+  void add_query(Queries* queries, int64_t s, int64_t t, int64_t h);
+  void read_span(int64_t s, int64_t group, int64_t first, int64_t n, Span* span);
+  void expand_span(const Tensor& kv_b, int64_t s, int64_t h, int64_t first, int64_t n, Span* span);
+  void meet(const Span& span, Queries& queries);
+
+  const Graph& g_;
+  const Node& n_;
+  const Team& team_;
+  const Kernels& k_;
+  const Arithmetic& arithmetic_;
+  const Cache cache_;
+  const Tensor& y_;
+  const Shape shape_;
+  const Memory m_;
+  const bool bf16_;
+};
+
+// Appends query head h of token t: its parts side by side, in the type of the scores' product.
+void Attention::add_query(Queries* queries, int64_t s, int64_t t, int64_t h) {
+  const Tensor& a = g_.tensor(n_.in[0]);
+  const int64_t i = queries->n++, first = a.shape[2], rest = shape_.key - first;
+  float* const q = m_.q + i * shape_.key;
+  std::copy_n(a.row<float>(t, h), first, q);
+  if (rest) std::copy_n(g_.tensor(n_.in[1]).row<float>(t, h), rest, q + first);
+  queries->q[i] = q;
+  queries->visible[i] = cache_.visible(s, t);
+  if (!bf16_) return;
+  k_.to_bf16(q, 1, m_.q16 + i * shape_.key, shape_.key);
+  queries->q[i] = m_.q16 + i * shape_.key;
+}
+
+void Attention::read_span(int64_t s, int64_t group, int64_t first, int64_t n, Span* span) {
+  const Tensor& stream = cache_.stream;
+  const int64_t size = size_of(stream.dtype), groups = shape_.heads / shape_.group;
+  // Latent rows are [latent ; key], of which all is the key and the latent the value; others [keys ; values].
+  const bool latent = n_.op == Op::AttentionLatent;
+  const int64_t key_at = latent ? 0 : group * shape_.key, value_at = latent ? 0 : (groups + group) * shape_.value;
+  *span = {};
+  span->first = first;
+  span->n = n;
+  span->value_type = elem_of(stream.dtype);
+  span->value_stride = stream.stride[0];
+  const bool direct = bf16_ || stream.dtype == DType::F32;
+  for (int64_t p = 0; p < n; ++p) {
+    const std::byte* const row = cache_.row(s, first + p);
+    span->key[p] = row + key_at * size;
+    if (!direct) {
+      float* const key = m_.keys + p * shape_.key;
+      k_.to_f32(elem_of(stream.dtype), row + key_at * size, 1, key, shape_.key);
+      span->key[p] = key;
+    }
+    if ((first + p) % kBlockRows == 0 || p == 0) span->run[span->n_runs++] = {row + value_at * size, 0};
+    ++span->run[span->n_runs - 1].n;
+  }
+}
+
+// Keys [nope from the latent ; rotated part from the cache] and values of one head.
+void Attention::expand_span(const Tensor& kv_b, int64_t s, int64_t h, int64_t first, int64_t n, Span* span) {
+  const Tensor& stream = cache_.stream;
+  const int64_t r = shape_.latent, dv = shape_.value, dk = shape_.key, dn = g_.tensor(n_.in[0]).shape[2];
+  ProductScratch scratch(m_.product, r);
+  for (int64_t p = 0; p < n; ++p) {
+    const std::byte* const row = cache_.row(s, first + p);
+    float* const latent = m_.latents + p * r;
+    k_.to_f32(elem_of(stream.dtype), row, 1, latent, r);
+    k_.to_f32(elem_of(stream.dtype), row + r * size_of(stream.dtype), 1, m_.keys + p * dk + dn, dk - dn);
+    m_.latent_row[p] = latent;
+  }
+  prompt_product(arithmetic_, kv_b, h * (dn + dv), dn, m_.latent_row, n, m_.keys, dk, scratch);
+  prompt_product(arithmetic_, kv_b, h * (dn + dv) + dn, dv, m_.latent_row, n, m_.values, dv, scratch);
+  *span = {};
+  span->first = first;
+  span->n = n;
+  for (int64_t p = 0; p < n; ++p) {
+    span->key[p] = m_.keys + p * dk;
+    if (!bf16_) continue;
+    k_.to_bf16(m_.keys + p * dk, 1, m_.keys16 + p * dk, dk);
+    span->key[p] = m_.keys16 + p * dk;
+  }
+  span->n_runs = 1;
+  span->run[0] = {m_.values, n};
+  span->value_type = Elem::F32;
+  span->value_stride = dv * int64_t(sizeof(float));
+}
+
+// Adds what the rows see of a span to their sums (the online softmax of arXiv:1805.02867).
+void Attention::meet(const Span& span, Queries& queries) {
+  if (bf16_)
+    k_.gemm_bf16(reinterpret_cast<const uint16_t* const*>(queries.q), queries.n,
+                 reinterpret_cast<const uint16_t* const*>(span.key), span.n, shape_.key, m_.scores, kSpan, false);
+  else
+    k_.gemm_f32(reinterpret_cast<const float* const*>(queries.q), queries.n,
+                reinterpret_cast<const float* const*>(span.key), span.n, shape_.key, m_.scores, kSpan, false);
+  for (int64_t i = 0; i < queries.n; ++i) {
+    float* const score = m_.scores + i * kSpan;
+    const int64_t end = std::clamp<int64_t>(queries.visible[i] - span.first, 0, span.n);
+    const int64_t begin =
+        std::clamp<int64_t>(shape_.first_visible(queries.visible[i]) - span.first, 0, end);
+    std::fill_n(score, begin, 0.0f);
+    std::fill_n(score + end, span.n - end, 0.0f);
+    if (begin == end) continue;
+    k_.scale(score + begin, shape_.scale, end - begin);
+    State& state = queries.state[i];
+    const float top = std::max(state.top, k_.max(score + begin, end - begin));
+    const float keep = std::exp(state.top - top);
+    state.total = state.total * keep + k_.exp_sum(score + begin, top, end - begin);
+    if (keep != 1) k_.scale(queries.y + i * queries.y_stride, keep, shape_.value);
+    state.top = top;
+  }
+  int64_t p = 0;
+  for (int r = 0; r < span.n_runs; p += span.run[r++].n)
+    k_.accumulate(span.value_type, m_.scores + p, kSpan, queries.n, span.run[r].value, span.value_stride,
+                  span.run[r].n, queries.y, queries.y_stride, shape_.value);
+}
+
+void Attention::decode_cached() {
+  const int64_t tokens = g_.live_rows(n_, n_.in[0]), group = shape_.group, groups = shape_.heads / group;
+  const int64_t rows = std::min(group, kQueryRows), parts = ceil_div(group, rows);
+  const auto spans_of = [&](int64_t t) {  // first span that t sees, one behind the last
+    const int64_t visible = cache_.visible(cache_.sequence_of(t), t);
+    return std::pair(shape_.first_visible(visible) / kSpan, ceil_div(visible, kSpan));
+  };
+  const auto splits_of = [&](int64_t t) {
+    const auto [first, end] = spans_of(t);
+    return ceil_div(end - first, ceil_div(end - first, kMaxSplits));
+  };
+  // As many tokens at a time as there is room for their splits.
+  for (int64_t t0 = 0; t0 < tokens;) {
+    int64_t t1 = t0, splits = 0;
+    while (t1 < tokens && splits + splits_of(t1) <= shape_.splits()) splits += splits_of(t1++);
+    team_.tasks(splits * groups * parts, [&, t0 = t0](int64_t i) {
+      const int64_t part = i % parts, gr = i / parts % groups, place = i / parts / groups;
+      int64_t t = t0, split = place;
+      while (split >= splits_of(t)) split -= splits_of(t++);
+      const auto [first, end] = spans_of(t);
+      const int64_t s = cache_.sequence_of(t), per_split = ceil_div(end - first, kMaxSplits);
+      const int64_t h0 = gr * group + part * rows;
+      Queries queries;
+      for (int64_t h = h0; h < std::min(h0 + rows, (gr + 1) * group); ++h) add_query(&queries, s, t, h);
+      queries.y = m_.partial + (place * shape_.heads + h0) * shape_.value;
+      queries.y_stride = shape_.value;
+      queries.state = m_.partial_state + place * shape_.heads + h0;
+      std::fill_n(queries.y, queries.n * shape_.value, 0.0f);
+      std::fill_n(queries.state, queries.n, State{kNever, 0});
+      Span span;
+      const int64_t last = std::min(end, first + (split + 1) * per_split);
+      for (int64_t b = first + split * per_split; b < last; ++b) {
+        const int64_t begin = b * kSpan, visible = cache_.visible(s, t);
+        read_span(s, gr, begin, std::min(kSpan, visible - begin), &span);
+        meet(span, queries);
+      }
+    });
+    team_.barrier();
+    // Merges the splits of each head, in order.
+    const auto [first, end] = team_.share((t1 - t0) * shape_.heads);
+    for (int64_t i = first; i < end; ++i) {
+      const int64_t t = t0 + i / shape_.heads, h = i % shape_.heads, n_splits = splits_of(t);
+      int64_t place = 0;
+      for (int64_t before = t0; before < t; ++before) place += splits_of(before);
+      const State* state = m_.partial_state + place * shape_.heads + h;
+      float top = kNever, total = 0;
+      for (int64_t j = 0; j < n_splits; ++j) top = std::max(top, state[j * shape_.heads].top);
+      for (int64_t j = 0; j < n_splits; ++j)
+        total += state[j * shape_.heads].total * std::exp(state[j * shape_.heads].top - top);
+      float* const y = y_.row<float>(t, h);
+      std::fill_n(y, shape_.value, 0.0f);
+      for (int64_t j = 0; j < n_splits; ++j) {
+        const float factor = std::exp(state[j * shape_.heads].top - top) / total;
+        const float* const part = m_.partial + ((place + j) * shape_.heads + h) * shape_.value;
+        for (int64_t c = 0; c < shape_.value; ++c) y[c] += factor * part[c];
+      }
+    }
+    t0 = t1;
+    if (t0 < tokens) team_.barrier();
+  }
+}
+
+void Attention::prompt_cached() {
+  const int64_t group = shape_.group, groups = shape_.heads / group;
+  // Whole tokens when they fit, else some heads of one.
+  const int64_t tokens = std::max<int64_t>(1, kQueryRows / group), rows = std::min(group, kQueryRows);
+  const int64_t parts = ceil_div(group, rows);
+  const int64_t sequences = g_.tensor(n_.counts).row<int32_t>(0)[kSequences];
+  int64_t tasks = 0;
+  for (int64_t s = 0; s < sequences; ++s) tasks += ceil_div(cache_.count(s), tokens) * groups * parts;
+  team_.tasks(tasks, [&](int64_t i) {
+    int64_t s = 0;
+    for (; i >= ceil_div(cache_.count(s), tokens) * groups * parts; ++s)
+      i -= ceil_div(cache_.count(s), tokens) * groups * parts;
+    const int64_t part = i % parts, gr = i / parts % groups, t0 = cache_.first(s) + i / parts / groups * tokens;
+    const int64_t t1 = std::min<int64_t>(t0 + tokens, cache_.first(s) + cache_.count(s));
+    const int64_t h0 = gr * group + part * rows, h1 = std::min(h0 + rows, (gr + 1) * group);
+    Queries queries;
+    for (int64_t t = t0; t < t1; ++t)
+      for (int64_t h = h0; h < h1; ++h) add_query(&queries, s, t, h);
+    queries.y = m_.sums;
+    queries.y_stride = shape_.value;
+    queries.state = m_.state;
+    std::fill_n(queries.y, queries.n * shape_.value, 0.0f);
+    std::fill_n(queries.state, queries.n, State{kNever, 0});
+    const int64_t end = cache_.visible(s, t1 - 1);
+    Span span;
+    for (int64_t b = shape_.first_visible(cache_.visible(s, t0)) / kSpan * kSpan; b < end; b += kSpan) {
+      read_span(s, gr, b, std::min(kSpan, end - b), &span);
+      meet(span, queries);
+    }
+    for (int64_t row = 0; row < queries.n; ++row) {
+      float* const y = y_.row<float>(t0 + row / (h1 - h0), h0 + row % (h1 - h0));
+      k_.to_f32(Elem::F32, queries.y + row * shape_.value, 1 / queries.state[row].total, y, shape_.value);
+    }
+  });
+}
+
+void Attention::expanded(const Tensor& kv_b) {
+  const int64_t sequences = g_.tensor(n_.counts).row<int32_t>(0)[kSequences];
+  team_.tasks(sequences * shape_.heads, [&](int64_t i) {
+    const int64_t s = i / shape_.heads, h = i % shape_.heads;
+    const int64_t first = cache_.first(s), end = first + cache_.count(s), length = cache_.length(s);
+    for (int64_t t = first; t < end; ++t) std::fill_n(y_.row<float>(t, h), shape_.value, 0.0f);
+    std::fill_n(m_.state, end - first, State{kNever, 0});
+    Span span;
+    for (int64_t b = 0; b < length; b += kSpan) {
+      expand_span(kv_b, s, h, b, std::min(kSpan, length - b), &span);
+      for (int64_t t0 = first; t0 < end; t0 += kQueryRows) {
+        const int64_t t1 = std::min(t0 + kQueryRows, end);
+        if (cache_.visible(s, t1 - 1) <= b) continue;
+        Queries queries;
+        for (int64_t t = t0; t < t1; ++t) add_query(&queries, s, t, h);
+        queries.y = y_.row<float>(t0, h);
+        queries.y_stride = y_.stride[0] / int64_t(sizeof(float));
+        queries.state = m_.state + t0 - first;
+        meet(span, queries);
+      }
+    }
+    for (int64_t t = first; t < end; ++t) k_.scale(y_.row<float>(t, h), 1 / m_.state[t - first].total, shape_.value);
+  });
+}
+
+}  // namespace
+
+int64_t attention_workspace(const Graph& g, const Node& n, int threads) {
+  return Memory(g, n, nullptr, threads, 0).bytes;
+}
+
+void attention_latent(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
+  Attention attention(g, n, team, a, 2);
+  is_prompt(g, n) ? attention.prompt_cached() : attention.decode_cached();
+}
+
+void attention_grouped(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
+  Attention attention(g, n, team, a, 1);
+  is_prompt(g, n) ? attention.prompt_cached() : attention.decode_cached();
+}
+
+void attention_expanded(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
+  Attention(g, n, team, a, 3).expanded(g.tensor(n.in[2]));
+}
+
+}  // namespace lite::cpu
