@@ -1,9 +1,9 @@
 # make demo    install what is missing, build, convert the demo checkpoint, write a story
-# make test    install what is missing, build three ways, run every test
+# make test    install what is missing, build it also under sanitizers, run every test
 # make fuzz    throw changed files at every parser, SECONDS=60 each, or RUNS=N with a fixed seed
 # make install [PREFIX=/usr/local] [DESTDIR=]
 # make         build into build/bin
-.PHONY: all setup demo test release configure install sanitize clang fuzz tsan accuracy format clean
+.PHONY: all setup demo test release configure install sanitize fuzz tsan accuracy format clean
 
 JOBS ?= $(shell nproc)
 CMAKE_BUILD = cmake --build $(1) -j $(JOBS)
@@ -24,23 +24,16 @@ PREFIX ?= /usr/local
 install: release
 	DESTDIR=$(DESTDIR) cmake --install build/release --prefix $(PREFIX)
 
-# The same sources under the address and undefined-behaviour sanitizers.
+# The same sources by another compiler, every warning an error, under the address and undefined-behaviour sanitizers.
 sanitize:
-	cmake -S . -B build/sanitize -DDSV3_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	cmake -S . -B build/sanitize -DDSV3_SANITIZE=ON -DDSV3_FUZZ=ON -DDSV3_WERROR=ON -DCMAKE_C_COMPILER=clang \
+	  -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
 	$(call CMAKE_BUILD,build/sanitize)
-
-# The same sources by another compiler, every warning an error.
-clang:
-	cmake -S . -B build/clang -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DDSV3_WERROR=ON
-	$(call CMAKE_BUILD,build/clang)
 
 # Every parser of files nobody vouches for under libFuzzer and the sanitizers.
 SECONDS ?= 60
-fuzz:
-	@cmake -S . -B build/fuzz -DDSV3_FUZZ=ON -DDSV3_TESTS=OFF -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
-	$(call CMAKE_BUILD,build/fuzz) --target fuzz
-	/usr/bin/python3 tests/fuzz/run.py build/fuzz/bin $(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS))
+fuzz: sanitize
+	/usr/bin/python3 tests/fuzz/run.py build/sanitize/bin $(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS))
 
 # Sessions in several threads under the thread sanitizer, which libarcher tells of OpenMP's barriers.
 tsan: release

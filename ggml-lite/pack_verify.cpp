@@ -96,7 +96,7 @@ class Verification {
   // What is wrong with an extent; empty when nothing is, or when the work is to stop.
   std::string compare(int32_t extent, std::span<std::byte> buffer, const std::stop_token& stop) {
     const PackFile::ExtentInfo& e = file_.extents()[size_t(extent)];
-    pack::Hash hash;
+    Hash hash;
     for (int64_t at = 0; at < e.bytes; at += int64_t(buffer.size())) {
       if (stop.stop_requested()) return {};
       const auto piece = buffer.first(size_t(std::min(int64_t(buffer.size()), e.bytes - at)));

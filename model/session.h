@@ -76,7 +76,7 @@ class Session {
   Status eval(const Batch& batch);
   void cancel() { cancel_.store(true, std::memory_order_relaxed); }
 
-  // Most tokens that one sequence had in the last batch.
+  // Of the last batch.
   lite::Phase phase() const { return phase_; }
 
   // `to` becomes the first `length` tokens of `from`; 0 <= length <= that of `from`, and `to` is another.

@@ -85,7 +85,7 @@ SavedHeader header_of(const Model& model, const SessionOptions& o, int64_t row_b
   h.version = kVersion;
   const std::string id = model.file().model_id();
   std::memcpy(h.model_id, id.data(), std::min(id.size(), sizeof h.model_id));
-  h.attention = uint32_t(o.attention);
+  h.attention = o.attention ? 1 + uint32_t(*o.attention) : 0;
   h.rounding = uint32_t(o.rounding);
   h.kv = uint32_t(o.kv);
   h.mtp = o.mtp;
@@ -116,7 +116,7 @@ Status check_options(const SavedHeader& h, const SavedHeader& ours) {
     const char* option;
     uint32_t saved, ours;
     std::vector<const char*> values;
-  } fields[] = {{"attention", h.attention, ours.attention, {"absorbed", "expanded"}},
+  } fields[] = {{"attention", h.attention, ours.attention, {"auto", "absorbed", "expanded"}},
                 {"gemm", h.rounding, ours.rounding, {"f32", "fp8", "fp8 with scales that are powers of two"}},
                 {"kv", h.kv, ours.kv, {"f32", "bf16"}},
                 {"mtp", h.mtp, ours.mtp, {"off", "on"}}};

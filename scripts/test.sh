@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds three ways, runs every test, lets every parser read changed files, and says what each part took. Fails when anything fails.
+# Builds with gcc, and with clang under the sanitizers, runs every test, lets every parser read changed files, and says what
+# each part took. Fails when anything fails.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,11 +14,9 @@ part() {  # part NAME COMMAND...: runs it and prints its time
 
 part "build release" make --no-print-directory release
 part "build sanitize" make --no-print-directory sanitize
-part "build clang" make --no-print-directory clang
 
 part "test release" ctest --test-dir build/release --output-on-failure -j "$(nproc)"
 part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(nproc)"
-part "test clang" ctest --test-dir build/clang --output-on-failure -j "$(nproc)"
 
 part "fuzz" make --no-print-directory fuzz RUNS=10000
 part "thread sanitizer" make --no-print-directory tsan

@@ -355,7 +355,9 @@ class OpHarness {
       CAPTURE(threads[i]);
       streams_ = streams;
       run_once(threads[i], i % 2 == 1);
-      for (const auto& [name, v] : kept_) {
+      for (const auto& kept : kept_) {
+        const auto& name = kept.first;
+        const auto& v = kept.second;
         const std::vector<std::byte> bytes = live_bytes(v);
         if (i == 0)
           first[name] = bytes;

@@ -135,10 +135,10 @@ TEST_CASE("convert: no NaN and no infinity comes in") {
   }
   const std::pair<const char*, uint16_t> halves[] = {
       {"BF16", 0x7F80}, {"BF16", 0xFFC0}, {"F16", 0x7C00}, {"F16", 0xFE00}};
-  for (const auto& [type, bad] : halves)
+  for (const auto& half : halves)
     refused(with([&](Source& s) {
-              s.tensors["model.norm.weight"] = {type, {160}, std::string(320, '\0')};
-              put(&s.tensors["model.norm.weight"].bytes, 3, bad);
+              s.tensors["model.norm.weight"] = {half.first, {160}, std::string(320, '\0')};
+              put(&s.tensors["model.norm.weight"].bytes, 3, half.second);
             }),
             Code::Corrupt, {"element 3 is NaN or infinite"});
   // Also in a tensor that is re-encoded, and when the value exists but not in the type asked for.

@@ -87,7 +87,9 @@ TEST_CASE("dtype: golden e4m3 codes") {
                                             {500, 0x7E},
                                             {-3.14159, 0xC5},
                                             {-0.0, 0x80}};
-  for (const auto& [value, code] : encoded) {
+  for (const auto& row : encoded) {
+    const double value = row.first;
+    const int code = row.second;
     CAPTURE(value);
     CHECK(int(f8_from_f32(float(value))) == code);
   }
@@ -177,7 +179,8 @@ TEST_CASE("dtype: arrays as their elements") {
 TEST_CASE("dtype: FP8 blocks") {
   std::mt19937 random(12);
   std::normal_distribution<float> normal;
-  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {128, 128}, {129, 127}, {300, 257}}) {
+  for (const auto& size : {std::pair<int64_t, int64_t>{1, 1}, {128, 128}, {129, 127}, {300, 257}}) {
+    const int64_t rows = size.first, cols = size.second;
     CAPTURE(rows);
     CAPTURE(cols);
     const int64_t grid_cols = ceil_div(cols, kScaleBlock), grid_rows = ceil_div(rows, kScaleBlock);

@@ -12,8 +12,10 @@ using lite::kBlockRows;
 
 TEST_CASE("sequences: forks, growth and truncation at random keep every sequence's own content") {
   test::Rng rng(600);
-  for (const auto& [n, context] :
+  for (const auto& size :
        std::vector<std::pair<int32_t, int64_t>>{{2, 64}, {2, 65}, {3, 200}, {5, 1000}}) {
+    const auto& n = size.first;
+    const auto& context = size.second;
     CAPTURE(n);
     CAPTURE(context);
     lite::Sequences kv(n, context);
@@ -74,8 +76,10 @@ Step step(const Session& s, int32_t seq_a, int32_t id_a, int32_t seq_b, int32_t 
 }  // namespace
 
 TEST_CASE("dsv3_seq_fork: two that go separate ways equal two that never met") {
-  for (const auto& [name, mtp] : std::vector<std::pair<std::string, bool>>{
+  for (const auto& tested : std::vector<std::pair<std::string, bool>>{
            {"ds3-mtp", true}, {"ds3-mtp", false}, {"mixtral-window", false}}) {
+    const auto& name = tested.first;
+    const auto& mtp = tested.second;
     const Model model = open(name);
     const int32_t vocab = info(model).vocab_size;
     for (const int32_t shared : {1, 40, 64, 65, 128}) {

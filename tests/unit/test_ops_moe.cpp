@@ -421,12 +421,13 @@ TEST_CASE("moe_ffn: all tokens to the same experts, and each token to experts of
 TEST_CASE("moe_ffn: what enters an FP8 matrix is rounded, x and the hidden values, and nothing else is") {
   Rng rng(43);
   for (const Rounding rounding : {Rounding::F8, Rounding::F8PowerOfTwo})
-    for (const auto& [gate, up, down] :
+    for (const auto& types :
          std::vector<std::array<DType, 3>>{{DType::F8_E4M3, DType::F8_E4M3, DType::F8_E4M3},
                                            {DType::F8_E4M3, DType::BF16, DType::BF16},
                                            {DType::BF16, DType::F8_E4M3, DType::F32},
                                            {DType::F32, DType::F32, DType::F8_E4M3}})
       for (const MoeShape& s : {MoeShape{3, 4, 2, 20, 6, 10}, MoeShape{2, 3, 2, 150, 133, 0}}) {
+        const DType gate = types[0], up = types[1], down = types[2];
         CAPTURE(int(gate));
         CAPTURE(int(up));
         CAPTURE(int(down));

@@ -525,8 +525,10 @@ TEST_CASE("run: a device's failure is returned, when nothing is running any more
 
 TEST_CASE("sequences: no row belongs to two, truncation gives blocks back, the capacity is exact") {
   Rng rng(50);
-  for (const auto& [n, context] :
+  for (const auto& size :
        std::vector<std::pair<int32_t, int64_t>>{{1, 1}, {1, 64}, {3, 65}, {5, 1000}, {2, 127}}) {
+    const auto& n = size.first;
+    const auto& context = size.second;
     CAPTURE(n);
     CAPTURE(context);
     Sequences kv(n, context);

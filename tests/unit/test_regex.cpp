@@ -61,7 +61,10 @@ TEST_CASE("regular expressions cut as Oniguruma does") {
       {"^a", "aa\na", {"a", "a\n", "a"}},  // ^ at each line's beginning
       {"\\p{Lu}\\P{Lu}", "aBc", {"a", "Bc"}},
       {"\\p{Han}+", "中あ文々", {"中", "あ", "文々"}}};
-  for (const auto& [pattern, text, pieces] : cases) {
+  for (const auto& row : cases) {
+    const auto& pattern = std::get<0>(row);
+    const auto& text = std::get<1>(row);
+    const auto& pieces = std::get<2>(row);
     CAPTURE(pattern);
     CHECK(split(pattern, text) == pieces);
   }
@@ -106,7 +109,9 @@ TEST_CASE("regular expressions that would mean something else here are refused b
       {"[z-a]", "range"},
       {"\\p{Nonsense}", "property"},
       {std::string(70000, 'a'), "70000 bytes"}};
-  for (const auto& [pattern, message] : cases) {
+  for (const auto& row : cases) {
+    const auto& pattern = row.first;
+    const auto& message = row.second;
     CAPTURE(pattern.substr(0, 40));
     const lite::Status status = Regex::compile(pattern).status();
     CHECK(status.code() == Code::Unsupported);

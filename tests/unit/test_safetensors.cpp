@@ -78,7 +78,9 @@ TEST_CASE("safetensors: valid files") {
       {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
       {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
       {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64}};
-  for (const auto& [type, bits] : types) {
+  for (const auto& known : types) {
+    const auto& type = known.first;
+    const auto& bits = known.second;
     CAPTURE(type);
     spill(path, safetensors_of("{" + entry("x", type, "[4]", "[0," + std::to_string(bits / 2) + "]") + "}",
                                std::string(size_t(bits / 2), 'x')));

@@ -60,8 +60,8 @@ TEST_CASE("tensors: names and shapes are those of every checkpoint we have") {
       const bool whole_experts = t.role == Role::RoutedExperts;  // may be stacked: transformers 5
       CHECK_MESSAGE((found == 1 || (found == 0 && (t.optional || whole_experts))), t.name);
     }
-    for (const auto& [name, shape] : files)
-      CHECK_MESSAGE(name.find(".experts.") != std::string::npos, name << " is in no table");
+    for (const auto& file : files)
+      CHECK_MESSAGE(file.first.find(".experts.") != std::string::npos, file.first << " is in no table");
   }
 }
 
