@@ -152,13 +152,13 @@ TEST_CASE("json: every refusal has an offset") {
 
 TEST_CASE("json: large texts take time in proportion, and messages stay short") {
   std::string keys = "{", list = "[";
-  for (int i = 0; i < 300000; ++i) {
+  for (int i = 0; i < 100000; ++i) {
     keys += lite::str(i ? "," : "", "\"some key, as long as the name of a tensor, ", i, "\":", i);
     list += "[],";
   }
-  CHECK(parsed(keys + "}").object()->size() == 300000);
+  CHECK(parsed(keys + "}").object()->size() == 100000);
   refused(keys + ", \"some key, as long as the name of a tensor, 0\": 1}", "appears twice");
-  CHECK(parsed(list + "1]").array()->size() == 300001);
+  CHECK(parsed(list + "1]").array()->size() == 100001);
   const std::string endless(1 << 20, '9');
   for (const std::string& text : {endless, "{\"" + endless + "\":1,\"" + endless + "\":1}", "[\"" + endless})
     CHECK(Json::parse(text, "text").status().message().size() < 400);
