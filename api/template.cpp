@@ -1,9 +1,8 @@
 // The C API of chat: templates, and what models write split into its parts.
-#include <filesystem>
-#include <fstream>
 
 #include "api/checkpoint_files.h"
 #include "api/handles.h"
+#include "ggml-lite/file.h"
 #include "ggml-lite/json.h"
 #include "text/chat_template.h"
 #include "text/output_parser.h"
@@ -35,11 +34,8 @@ Status give(dsv3::ChatTemplate chat_template, dsv3_template** out) {
 
 // A file that is itself a template.
 Result<dsv3::ChatTemplate> read_template(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) return lite::not_found("there is no such file");
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return lite::io_error("it cannot be read");
-  const std::string text(std::istreambuf_iterator<char>(in), {});
+  constexpr int64_t kMaxTemplate = 16 << 20;
+  LITE_ASSIGN(const std::string text, lite::read_text(path, kMaxTemplate));
   return dsv3::ChatTemplate::parse(text, Json());
 }
 

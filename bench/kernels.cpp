@@ -12,6 +12,7 @@
 
 #include "ggml-lite/cpu/ceilings.h"
 #include "ggml-lite/cpu/cpu.h"
+#include "ggml-lite/host.h"
 #include "ggml-lite/kv.h"
 #include "ggml-lite/machine.h"
 #include "ggml-lite/ops.h"
