@@ -32,8 +32,8 @@ class Render(Case):
 
     def test_a_refused_row_ends_nothing(self):
         good = '{"arguments": {"messages": [{"role": "user", "content": "x"}]}}\n'
-        for bad in ("", "{", "[]", "1", "{}", '{"arguments": []}', '{"arguments": {}}', '{"arguments": {"messages": 5}}', '{"arguments": {"a": "\\ud800"}}',
-                    '{"arguments": {"messages": [{"role": "user", "content": 1}]}}', '{"arguments": {"n": 123456789012345678901234567890}}'):
+        for bad in ("", "{", "[]", "1", "{}", '{"arguments": []}', '{"arguments": {"messages": 5}}', '{"arguments": {"a": "\\ud800"}}',
+                    '{"arguments": {"messages": [{"role": "user", "content": 1}]}}'):
             with self.subTest(bad):
                 result = dsv3("render", TEMPLATES / "deepseek-v2.jinja", "--jsonl", stdin=(good + bad + "\n" + good).encode())
                 first, middle, last = rows_of(self.ok(result))

@@ -141,6 +141,8 @@ Result<bool> contains(Runtime& r, const Value& in, const Value& what) {
   }
   if (const Dict* d = in.dict()) {
     if (what.text()) LITE_TRY(r.budget.spend_bytes(what.text()->bytes().size()));
+    if (!what.is_undefined() && !key_of(what))
+      return invalid_argument("a ", what.type(), " cannot be a key of a dict");
     return d->find(what) != nullptr;
   }
   const Sequence* s = in.sequence();

@@ -70,7 +70,7 @@ constexpr std::pair<std::string_view, Test> kTests[] = {
     {"sequence",
      [](Runtime&, const Value& v, const Value*) -> Result<bool> {
        const Sequence* s = v.sequence();
-       return v.is_undefined() ? false : is_container(v) && !(s && s->kind >= Sequence::Kind::View);
+       return v.is_undefined() || (is_container(v) && !(s && s->kind >= Sequence::Kind::View));
      }},
     {"lower", is_case<false>},
     {"upper", is_case<true>},
