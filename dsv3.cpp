@@ -65,7 +65,7 @@ const char* dsv3_last_error(void) {
 }
 
 const char* dsv3_status_name(dsv3_status status) {
-  switch (status) {
+  switch (number_of(status)) {
     case DSV3_OK: return "ok";
     case DSV3_INVALID_ARGUMENT: return "invalid argument";
     case DSV3_NOT_FOUND: return "not found";

@@ -107,6 +107,15 @@ void copy_out(const T* from, size_t n, T* to, size_t capacity, size_t* n_out) {
   *n_out = n;
 }
 
+// What a caller in C has put into an enum may be any number, and in C++ must not be read as the enum then.
+template <class Enum>
+int32_t number_of(const Enum& value) {
+  int32_t number;
+  static_assert(sizeof value == sizeof number);
+  std::memcpy(&number, &value, sizeof number);
+  return number;
+}
+
 // "WHAT: option: got 3, expected 0..2" unless it is in range.
 Status in_range(const char* what, const char* option, int64_t got, int64_t smallest, int64_t largest);
 

@@ -6,9 +6,9 @@ from support import *
 HEADER = ROOT / "dsv3.h"
 BUILD = pathlib.Path(os.environ.get("DSV3_BUILD") or next(
     p for p in (BIN.parent, BIN.parent / "release") if (p / "CMakeCache.txt").exists()))
-CACHE = dict(line.split("=", 1) for line in (BUILD / "CMakeCache.txt").read_text().splitlines() if re.match(r"\w+:\w+=", line))
-SANITIZED = any(CACHE.get(f"DSV3_{name}:BOOL") == "ON" for name in ("SANITIZE", "TSAN"))
-CC, CXX = CACHE["CMAKE_C_COMPILER:FILEPATH"], CACHE["CMAKE_CXX_COMPILER:FILEPATH"]
+CACHE = dict(re.findall(r"^(\w+):\w+=(.*)$", (BUILD / "CMakeCache.txt").read_text(), re.MULTILINE))
+SANITIZED = any(CACHE.get(f"DSV3_{name}") == "ON" for name in ("SANITIZE", "TSAN"))
+CC, CXX = CACHE["CMAKE_C_COMPILER"], CACHE["CMAKE_CXX_COMPILER"]
 
 # A program outside the project: what the library says, and a text.
 CMAKE_PROJECT = """
