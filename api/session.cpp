@@ -33,17 +33,10 @@ Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_ses
   LITE_TRY(in_range("session options", "max_logits", o.max_logits, 1, 1 << 20));
   if (o.n_threads == 0) o.n_threads = int32_t(lite::core_processors().size());
   LITE_TRY(in_range("session options", "n_threads", o.n_threads, 1, 1024));
-<<<<<<< HEAD
-  LITE_TRY(in_range("session options", "attention", o.attention, DSV3_ATTENTION_AUTO,
-                    DSV3_ATTENTION_EXPANDED));
-  LITE_TRY(in_range("session options", "gemm", o.gemm, DSV3_GEMM_F32, DSV3_GEMM_FP8_UE8M0));
-  LITE_TRY(in_range("session options", "kv", o.kv, DSV3_KV_AUTO, DSV3_KV_BF16));
-=======
-  LITE_TRY(in_range("session options", "attention", number_of(o.attention), DSV3_ATTENTION_ABSORBED,
+  LITE_TRY(in_range("session options", "attention", number_of(o.attention), DSV3_ATTENTION_AUTO,
                     DSV3_ATTENTION_EXPANDED));
   LITE_TRY(in_range("session options", "gemm", number_of(o.gemm), DSV3_GEMM_F32, DSV3_GEMM_FP8_UE8M0));
-  LITE_TRY(in_range("session options", "kv", number_of(o.kv), DSV3_KV_F32, DSV3_KV_BF16));
->>>>>>> api
+  LITE_TRY(in_range("session options", "kv", number_of(o.kv), DSV3_KV_AUTO, DSV3_KV_BF16));
   LITE_TRY(in_range("session options", "keep", o.keep, 0, DSV3_KEEP_HIDDEN | DSV3_KEEP_ROUTING));
   if (o.mtp && config.num_nextn_predict_layers == 0)
     return lite::invalid_argument("session options: mtp: the model has no multi-token-prediction layer");
@@ -160,14 +153,9 @@ dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
     LITE_TRY(read_options("dsv3_batch", batch, &b));
     if (!b.token) return null_argument("dsv3_eval", "batch.token");
     if (b.n < 1) return lite::invalid_argument("dsv3_eval: batch.n is ", b.n, ", expected at least 1");
-<<<<<<< HEAD
-    if (b.phase < DSV3_PHASE_AUTO || b.phase > DSV3_PHASE_DECODE)
-      return lite::invalid_argument("dsv3_eval: batch.phase is ", int(b.phase), ", expected 0..2");
+    LITE_TRY(in_range("dsv3_eval", "batch.phase", number_of(b.phase), DSV3_PHASE_AUTO, DSV3_PHASE_DECODE));
     std::optional<lite::Phase> phase;
     if (b.phase != DSV3_PHASE_AUTO) phase = b.phase == DSV3_PHASE_PROMPT ? lite::kPrompt : lite::kDecode;
-=======
-    LITE_TRY(in_range("dsv3_eval", "batch.phase", number_of(b.phase), DSV3_PHASE_AUTO, DSV3_PHASE_DECODE));
->>>>>>> api
     const auto start = std::chrono::steady_clock::now();
     LITE_TRY(session->session->eval({{b.token, size_t(b.n)}, b.seq, b.want_logits, b.router_ids, phase}));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
