@@ -36,6 +36,11 @@ class File {
 // A whole file of at most `limit` bytes.
 Result<std::string> read_text(const std::string& path, int64_t limit);
 
+// The folder that `path` lies in.
+std::string folder_of(const std::string& path);
+// Waits until the names in that folder are durable.
+Status sync_folder(const std::string& path);
+
 // "open PATH: No such file or directory", with the code that fits `error` (an errno).
 Status errno_status(const std::string& what, int error);
 
