@@ -95,7 +95,8 @@ Result<std::optional<std::string>> read_checkpoint_text(const std::string& folde
 }
 
 Result<Checkpoint> Checkpoint::open(const std::string& folder) {
-  const bool single = shard_exists(folder + "/" + kSingle), index = exists(folder + "/" + kIndex);
+  const std::string one = folder + "/" + kSingle;
+  const bool single = exists(one) || exists(one + kConsumed), index = exists(folder + "/" + kIndex);
   if (!single && !index) return no_weights(folder);
   if (single && index)
     return corrupt("read ", folder, ": there are both ", kSingle, " and ", kIndex,

@@ -67,7 +67,7 @@ Result<Consumer> Consumer::make(const Plan& plan, const std::string& out, const 
   for (const Checkpoint::Shard& shard : plan.checkpoint().shards()) {
     const std::string path = plan.folder() + "/" + shard.name;
     if (shard.consumed) {
-      consumer.headers_.push_back(path + kConsumed);
+      consumer.consumed_ = true;
       continue;
     }
     if (needed.contains(&shard)) {
@@ -108,7 +108,7 @@ Status Consumer::durable(const std::vector<size_t>& extents) {
     for (const size_t s : shards_of_[e])
       if (--shards_[s].waiting == 0) {
         LITE_TRY(remove(shards_[s]));
-        headers_.push_back(shards_[s].path + kConsumed);
+        consumed_ = true;
       }
   return {};
 }
@@ -123,8 +123,12 @@ Status Consumer::remove(const Shard& shard) const {
   return {};
 }
 
-void Consumer::finish() {
-  for (const std::string& path : headers_) ::unlink(path.c_str());
+void remove_consumed_headers(const std::string& folder) {
+  std::error_code error;
+  std::vector<fs::path> found;
+  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error))
+    if (at->path().string().ends_with(std::string(".safetensors") + kConsumed)) found.push_back(at->path());
+  for (const fs::path& path : found) fs::remove(path, error);
 }
 
 }  // namespace dsv3

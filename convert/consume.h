@@ -20,9 +20,7 @@ class Consumer {
   const std::vector<int64_t>& frees() const { return frees_; }
   // These have become durable: deletes what is not needed any more.
   Status durable(const std::vector<size_t>& extents);
-  bool has_consumed() const { return !headers_.empty(); }
-  // The packed file is complete: the headers go, too.
-  void finish();
+  bool has_consumed() const { return consumed_; }
 
  private:
   struct Shard {
@@ -35,7 +33,10 @@ class Consumer {
   std::vector<Shard> shards_;
   std::vector<std::vector<size_t>> shards_of_;  // of each extent
   std::vector<int64_t> frees_;
-  std::vector<std::string> headers_;  // of shards that are gone
+  bool consumed_ = false;  // a shard is gone
 };
+
+// Removes what consumed shards have left in a folder, when the packed file is complete.
+void remove_consumed_headers(const std::string& folder);
 
 }  // namespace dsv3

@@ -9,6 +9,7 @@
 #include <new>
 
 #include "convert/consume.h"
+#include "convert/hub_cache.h"
 #include "convert/plan.h"
 #include "convert/reader.h"
 #include "convert/workers.h"
@@ -20,11 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using lite::Code;
-
-bool exists(const std::string& path) {
-  std::error_code error;
-  return fs::exists(path, error);
-}
 
 // A typing error must not cost a file: --force replaces only what this program made.
 Status check_destination(const std::string& out, bool force) {
@@ -40,6 +36,10 @@ Status check_destination(const std::string& out, bool force) {
   return {};
 }
 
+std::string dtype_text(const ConvertOptions& options) {
+  return options.dtype ? lite::info(*options.dtype).name : "keep";
+}
+
 // What ties the journal of an unfinished conversion to its checkpoint and options. The aliases are in it because
 // finding them takes data that --consume may have deleted since.
 Json resume_key(const ConvertOptions& options, const Plan& plan) {
@@ -48,7 +48,7 @@ Json resume_key(const ConvertOptions& options, const Plan& plan) {
     shards.set(s.name, Json::Array{s.file.bytes(), s.file.changed_ns()});
   Json key{Json::Object()};
   key.set("converter", DSV3_VERSION_TEXT);
-  key.set("dtype", options.dtype ? lite::info(*options.dtype).name : "keep");
+  key.set("dtype", dtype_text(options));
   key.set("split_bytes", options.split_bytes);
   key.set("shards", std::move(shards));
   return key;
@@ -86,7 +86,6 @@ class Conversion {
 
  private:
   Status take_up();
-  Status check_destinations(const lite::PackWriter& writer) const;
   Status stream(lite::PackWriter* writer, Consumer* consumer) const;
   Status end_early(Status failure, lite::PackWriter* writer, const Consumer* consumer) const;
   ConvertSummary summary(const lite::PackWriter& writer) const;
@@ -115,16 +114,18 @@ Result<ConvertSummary> Conversion::run() {
   LITE_ASSIGN(lite::PackWriter writer,
               lite::PackWriter::plan(options_.out, plan_.json(), plan_.sections(), plan_.extents(),
                                      plan_.aliases(), std::move(how)));
-  LITE_TRY(check_destinations(writer));
+  for (const lite::PackPart& part : writer.parts()) LITE_TRY(check_destination(part.path, options_.force));
   if (options_.dry_run) return summary(writer);
   LITE_TRY(writer.start());
   if (const int64_t bytes = writer.durable_bytes(); bytes > 0)
     note(lite::str("going on with an unfinished conversion: ", bytes, " of ", writer.file_bytes(),
                    " bytes are written"));
   Status done = stream(&writer, consumer ? &*consumer : nullptr);
-  if (done.ok()) done = writer.finish();
+  if (done.ok())
+    done = writer.finish([&] {
+      if (consumer) remove_consumed_headers(plan_.folder());
+    });
   if (!done.ok()) return end_early(std::move(done), &writer, consumer ? &*consumer : nullptr);
-  if (consumer) consumer->finish();
   return summary(writer);
 }
 
@@ -152,15 +153,6 @@ Status Conversion::take_up() {
   Json::Array pairs;
   for (const lite::PackAlias& a : plan_.aliases()) pairs.push_back(Json::Array{a.name, a.target});
   key_.set("aliases", std::move(pairs));
-  return {};
-}
-
-Status Conversion::check_destinations(const lite::PackWriter& writer) const {
-  // A conversion that was interrupted while its files got their names is only to be ended.
-  const bool naming =
-      lite::unfinished_key(options_.out) == key_.dump() && !exists(writer.parts()[0].path + ".partial");
-  for (const lite::PackPart& part : writer.parts())
-    LITE_TRY(check_destination(part.path, options_.force || naming));
   return {};
 }
 
@@ -233,6 +225,31 @@ ConvertSummary Conversion::summary(const lite::PackWriter& writer) const {
   return out;
 }
 
+// A conversion that was interrupted while its files got their names is complete but for that: what it came to, if
+// it had these options.
+Result<std::optional<ConvertSummary>> end_interrupted(const ConvertOptions& options) {
+  std::optional<ConvertSummary> none;
+  const std::optional<std::string> text = lite::unfinished_key(options.out);
+  if (!text || options.dry_run) return none;
+  LITE_ASSIGN(const std::optional<std::string> first, lite::finish_naming(options.out, [&] {
+                const auto folder = find_checkpoint(options.source, options.hub_cache);
+                if (options.consume && folder.ok()) remove_consumed_headers(*folder);
+              }));
+  const auto key = Json::parse(*text, "journal");
+  if (!first || !key.ok()) return none;
+  const Json *dtype = key->find("dtype"), *split = key->find("split_bytes");
+  if (!dtype || dtype->dump() != Json(dtype_text(options)).dump() || !split ||
+      split->dump() != Json(options.split_bytes).dump())
+    return none;
+  LITE_ASSIGN(const lite::PackFile file, lite::PackFile::open(*first));
+  ConvertSummary out;
+  out.files = file.parts();
+  out.file_bytes = file.file_bytes();
+  for (const auto& item : file.items()) ++(item.alias_of < 0 ? out.tensors : out.aliases);
+  out.has_tokenizer = file.section("tokenizer.json") || file.section("tiktoken.model");
+  return std::optional(std::move(out));
+}
+
 }  // namespace
 
 Result<ConvertSummary> convert(const ConvertOptions& options, const ConvertCallbacks& callbacks) {
@@ -240,8 +257,9 @@ Result<ConvertSummary> convert(const ConvertOptions& options, const ConvertCallb
     if (options.dtype && !lite::info(*options.dtype).is_float)
       return lite::invalid_argument("convert ", options.source, ": weights cannot be stored as ",
                                     lite::info(*options.dtype).name);
-    if (!lite::unfinished_key(options.out) && !options.split_bytes)  // before the work of planning
-      LITE_TRY(check_destination(options.out, options.force));
+    LITE_ASSIGN(std::optional<ConvertSummary> ended, end_interrupted(options));
+    if (ended) return std::move(*ended);
+    if (!options.split_bytes) LITE_TRY(check_destination(options.out, options.force));  // before much work
     LITE_ASSIGN(Plan plan, Plan::make(options, callbacks));
     return Conversion(options, callbacks, std::move(plan)).run();
   } catch (const std::bad_alloc&) {

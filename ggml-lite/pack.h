@@ -128,8 +128,8 @@ class PackWriter {
   // The next tensor as a whole: exactly data_bytes() and scale_bytes() of its entry.
   Status append(std::span<const std::byte> data, std::span<const std::byte> scales);
   // Writes the index, syncs files and folder, and gives the files their names, in place of those that had
-  // them.
-  Status finish();
+  // them. `named` is called when all is durable and before the journal goes.
+  Status finish(const std::function<void()>& named = {});
   // Removes the partial files and the journal.
   void discard();
 
@@ -138,6 +138,11 @@ class PackWriter {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// Ends the work of a writer of `path` with a resume key that was interrupted while its files got their names, as
+// finish() would have; gives the first file's path, or nothing when there was none such.
+Result<std::optional<std::string>> finish_naming(const std::string& path,
+                                                 const std::function<void()>& named = {});
 
 // The resume key of a writer of `path` that did not come to its end; nothing when there is none.
 std::optional<std::string> unfinished_key(const std::string& path);

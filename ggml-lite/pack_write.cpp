@@ -67,6 +67,16 @@ Result<int> open_other_partial(const std::string& path) {
   return invalid_argument("create ", path, ": it is there and is not a file");
 }
 
+// From partial files to the real ones, as far as it is not done yet: the first file's name comes last.
+Status give_names(const std::string& path, uint32_t count) {
+  for (uint32_t i = count; i-- > 0;) {
+    const std::string name = part_path(path, i, count), partial = name + ".partial";
+    if (::rename(partial.c_str(), name.c_str()) != 0 && errno != ENOENT)
+      return errno_status("rename " + partial + " to " + name, errno);
+  }
+  return sync_folder(path);
+}
+
 }  // namespace
 
 struct PackWriter::Impl {
@@ -89,7 +99,7 @@ struct PackWriter::Impl {
   std::vector<size_t> first_step;  // [extents + 1]
   std::vector<PackPart> parts;
 
-  std::vector<int> fds;  // of the partial files; -1 for one that has its name already
+  std::vector<int> fds;  // of the partial files
   bool mine = false;     // the lock is held: partial files and journal are this writer's
   bool finished = false;
   Journal journal;
@@ -118,7 +128,6 @@ struct PackWriter::Impl {
   std::array<uint8_t, 16> layout() const;
   Status start();
   bool resume(const Journal::Content& content);
-  bool has_its_name(size_t file) const;
   Status begin_anew(const std::optional<Journal::Content>& old);
   Status check_disk() const;
   int64_t allocated() const;
@@ -129,7 +138,7 @@ struct PackWriter::Impl {
   Result<std::vector<size_t>> sync();
   void set_model_id();
   Status write_indexes();
-  Status publish();
+  Status publish(const std::function<void()>& named);
   void remove_files();
 };
 
@@ -342,36 +351,22 @@ Status PackWriter::Impl::start() {
 // Takes up what the journal tells of; false when the files are not as it says.
 bool PackWriter::Impl::resume(const Journal::Content& content) {
   std::vector<int64_t> end(parts.size());  // of the durable data of each file
-  bool publishing = false;
   for (const Journal::Record& r : content.records) {
-    publishing = publishing || r.extent == Journal::kPublishing;
-    if (r.extent >= extents.size()) continue;
+    if (r.extent >= extents.size()) return false;
     ExtentRecord& e = extents[r.extent];
     if (state[r.extent] == State::ToDo) durable_bytes += int64_t(e.bytes);
     state[r.extent] = State::Durable;
     e.checksum = r.checksum;
     end[e.file] = std::max(end[e.file], int64_t(e.offset + e.bytes));
   }
-  if (publishing) set_model_id();
   for (size_t i = 0; i < parts.size(); ++i) {
     if (i > 0) fds.push_back(::open(partial(i).c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     struct stat s = {};
-    if (fds[i] >= 0 && fstat(fds[i], &s) == 0 && S_ISREG(s.st_mode) && s.st_size >= end[i] &&
-        s.st_size <= parts[i].bytes)
-      continue;
-    if (!publishing || !has_its_name(i)) return false;
-    if (fds[i] >= 0) ::close(std::exchange(fds[i], -1));
-    if (i == 0) ::unlink(partial(0).c_str());  // start() has just made it
+    if (fds[i] < 0 || fstat(fds[i], &s) != 0 || !S_ISREG(s.st_mode) || s.st_size < end[i] ||
+        s.st_size > parts[i].bytes)
+      return false;
   }
   return journal.resume(journal_path(), content).ok();
-}
-
-// Whether the finished file is there: it begins as it must and is as long.
-bool PackWriter::Impl::has_its_name(size_t file) const {
-  const std::vector<std::byte> expected = index_of(file);
-  std::vector<std::byte> found(expected.size());
-  const auto there = File::open(parts[file].path);
-  return there.ok() && there->bytes() == parts[file].bytes && there->read(0, found).ok() && found == expected;
 }
 
 Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) {
@@ -412,7 +407,6 @@ int64_t PackWriter::Impl::allocated() const {
 }
 
 Status PackWriter::Impl::check_disk() const {
-  if (fds[0] < 0) return {};  // all is written
   struct statvfs disk;
   if (::fstatvfs(fds[0], &disk) != 0) return errno_status("look at the disk of " + partial(0), errno);
   const int64_t available = int64_t(disk.f_bavail) * int64_t(disk.f_frsize);
@@ -504,7 +498,6 @@ void PackWriter::Impl::set_model_id() {
 Status PackWriter::Impl::write_indexes() {
   set_model_id();
   for (size_t i = 0; i < parts.size(); ++i) {
-    if (fds[i] < 0) continue;
     LITE_TRY(write_at(i, 0, index_of(i)));
     if (::fsync(fds[i]) != 0) {
       const int error = errno;
@@ -514,14 +507,10 @@ Status PackWriter::Impl::write_indexes() {
   return {};
 }
 
-// From partial files to the real ones, in an order that survives a power cut: bytes, then names, the first
-// file's last, then the journal.
-Status PackWriter::Impl::publish() {
+Status PackWriter::Impl::publish(const std::function<void()>& named) {
   if (journal.is_open()) LITE_TRY(journal.add({{Journal::kPublishing, 0, 0}}));
-  for (size_t i = parts.size(); i-- > 0;)
-    if (fds[i] >= 0 && ::rename(partial(i).c_str(), parts[i].path.c_str()) != 0)
-      return errno_status("rename " + partial(i) + " to " + parts[i].path, errno);
-  LITE_TRY(sync_folder(path));
+  LITE_TRY(give_names(path, uint32_t(parts.size())));
+  if (named) named();
   if (journal.is_open()) ::unlink(journal_path().c_str());
   finished = true;
   return {};
@@ -699,7 +688,7 @@ Status PackWriter::append(std::span<const std::byte> data, std::span<const std::
   return write(scales);
 }
 
-Status PackWriter::finish() {
+Status PackWriter::finish(const std::function<void()>& named) {
   Impl& impl = *impl_;
   const auto to_do = std::count(impl.state.begin(), impl.state.end(), Impl::State::ToDo);
   if (impl.finished || to_do > 0)
@@ -707,12 +696,29 @@ Status PackWriter::finish() {
                             " extents, expected ", impl.extents.size());
   LITE_TRY(impl.sync().status());
   LITE_TRY(impl.write_indexes());
-  return impl.publish();
+  return impl.publish(named);
 }
 
 void PackWriter::discard() {
   impl_->remove_files();
   impl_->finished = true;
+}
+
+Result<std::optional<std::string>> finish_naming(const std::string& path,
+                                                 const std::function<void()>& named) {
+  const std::optional<Journal::Content> content = Journal::read(path + ".journal");
+  if (!content || content->records.empty() || content->records.back().extent != Journal::kPublishing)
+    return std::optional<std::string>();
+  for (uint32_t i = 0; i < content->file_count; ++i) {
+    struct stat s;
+    const std::string name = part_path(path, i, content->file_count);
+    if (::stat((name + ".partial").c_str(), &s) != 0 && ::stat(name.c_str(), &s) != 0)
+      return std::optional<std::string>();
+  }
+  LITE_TRY(give_names(path, content->file_count));
+  if (named) named();
+  ::unlink((path + ".journal").c_str());
+  return std::optional(part_path(path, 0, content->file_count));
 }
 
 std::optional<std::string> unfinished_key(const std::string& path) {

@@ -207,8 +207,8 @@ TEST_CASE("pack: every field is checked") {
       {"scale offset without scales", [](Editor& e) { e.tensors[3].scale_offset = 64; }, "not zero"},
       {"scale bytes without scales", [](Editor& e) { e.tensors[3].scale_bytes = 4; }, "not zero"},
 
-      {"extent file", [](Editor& e) { e.extents[1].file = 1; }, "extent 1: its file"},
-      {"extent reserved", [](Editor& e) { e.extents[1].reserved = 1; }, "extent 1: its file"},
+      {"extent file", [](Editor& e) { e.extents[1].file = 1; }, "extent 1: got file"},
+      {"extent reserved", [](Editor& e) { e.extents[1].reserved = 1; }, "extent 1: got file"},
       {"extent offset", [](Editor& e) { e.extents[1].offset += 4096; }, "extent 1: got offset"},
       {"extent offset huge", [&](Editor& e) { e.extents[1].offset = huge; }, "extent 1: got offset"},
       {"extent empty", [](Editor& e) { e.extents[1].bytes = 0; }, "extent 1: got 0 bytes"},

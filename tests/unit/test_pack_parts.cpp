@@ -365,13 +365,23 @@ TEST_CASE("pack: interrupted while the files get their names") {
       REQUIRE(journal.resume(dir / "m.journal", *content).ok());
       REQUIRE(journal.add({{pack::Journal::kPublishing, 0, 0}}).ok());
     }
-    auto writer = create(c, dir / "m", options);
-    REQUIRE_MESSAGE(writer.ok(), writer.status().message());
-    for (size_t i = 0; i < c.extents.size(); ++i) CHECK(writer->finished(i));
-    REQUIRE(writer->finish().ok());
+    bool called = false;
+    const auto first = finish_naming(dir / "m", [&] { called = std::filesystem::exists(dir / "m.journal"); });
+    REQUIRE_MESSAGE(first.ok(), first.status().message());
+    CHECK(**first == dir / "m-00001-of-00004");
+    CHECK(called);
     CHECK(dir.names().size() == 4);
     for (const auto& [name, bytes] : good) CHECK(slurp(dir / name) == bytes);
+    CHECK(!*finish_naming(dir / "m"));
   }
+  // Not one that has data to write.
+  {
+    auto writer = create(c, dir / "n", options);
+    write_extent(&*writer, c, 0);
+    REQUIRE(writer->sync().ok());
+  }
+  CHECK(!*finish_naming(dir / "n"));
+  CHECK(unfinished_key(dir / "n"));
 }
 
 TEST_CASE("pack: disk space is asked for, less what the caller frees") {
@@ -387,7 +397,7 @@ TEST_CASE("pack: disk space is asked for, less what the caller frees") {
   const auto refused = create(c, dir / "m", options);
   CHECK(refused.status().code() == Code::Io);
   const std::string message = refused.status().message();
-  CHECK_MESSAGE(message.find(lite::str("it needs ", (4ll << 40) + (1ll << 30))) != std::string::npos,
+  CHECK_MESSAGE(message.find("it needs 43991202") != std::string::npos,
                 message);
   CHECK(message.find("free ") != std::string::npos);
   CHECK(dir.names().empty());
