@@ -397,8 +397,7 @@ TEST_CASE("pack: disk space is asked for, less what the caller frees") {
   const auto refused = create(c, dir / "m", options);
   CHECK(refused.status().code() == Code::Io);
   const std::string message = refused.status().message();
-  CHECK_MESSAGE(message.find("it needs 43991202") != std::string::npos,
-                message);
+  CHECK_MESSAGE(message.find("it needs 43991202") != std::string::npos, message);
   CHECK(message.find("free ") != std::string::npos);
   CHECK(dir.names().empty());
 }
