@@ -165,7 +165,8 @@ TEST_CASE("convert: experts in one tensor that do not fit") {
   put(&bad.tensors[name].bytes, 3 * 80 * 160 + 45 * 160 + 7, std::numeric_limits<float>::infinity());
   refused(bad, Code::Corrupt, {"\"" + name + "\"", "(expert 3, row 45, column 7) is NaN or infinite"});
   bad = fused(Source(true));  // gate and up have 40 rows each
-  bad.tensors[name + "_scale_inv"].bytes.resize(4 * 1 * 2 * 4);
+  for (const char* layer : {"1", "2"})
+    bad.tensors[lite::str("model.layers.", layer, ".mlp.experts.gate_up_proj_scale_inv")].bytes.resize(4 * 1 * 2 * 4);
   refused(bad, Code::Unsupported, {"in one scale block of 128 rows", name});
 }
 
