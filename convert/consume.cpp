@@ -66,10 +66,7 @@ Result<Consumer> Consumer::make(const Plan& plan, const std::string& out, const 
   size_t blobs = 0;
   for (const Checkpoint::Shard& shard : plan.checkpoint().shards()) {
     const std::string path = plan.folder() + "/" + shard.name;
-    if (shard.consumed) {
-      consumer.consumed_ = true;
-      continue;
-    }
+    if (shard.consumed) continue;
     if (needed.contains(&shard)) {
       kept.push_back(shard.name);
       continue;

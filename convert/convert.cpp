@@ -103,7 +103,7 @@ class Conversion {
 Result<ConvertSummary> Conversion::run() {
   LITE_TRY(take_up());
   std::optional<Consumer> consumer;
-  if (options_.consume || consumed_before_) {
+  if (options_.consume) {
     LITE_ASSIGN(consumer, Consumer::make(plan_, options_.out, callbacks_));
   }
   lite::PackOptions how;
@@ -123,7 +123,7 @@ Result<ConvertSummary> Conversion::run() {
   Status done = stream(&writer, consumer ? &*consumer : nullptr);
   if (done.ok())
     done = writer.finish([&] {
-      if (consumer) remove_consumed_headers(plan_.folder());
+      if (consumer || consumed_before_) remove_consumed_headers(plan_.folder());
     });
   if (!done.ok()) return end_early(std::move(done), &writer, consumer ? &*consumer : nullptr);
   return summary(writer);
@@ -192,7 +192,7 @@ Status Conversion::stream(lite::PackWriter* writer, Consumer* consumer) const {
 
 // Keeps what can be gone on with, and says so.
 Status Conversion::end_early(Status failure, lite::PackWriter* writer, const Consumer* consumer) const {
-  const bool consumed = consumer && consumer->has_consumed();
+  const bool consumed = consumed_before_ || (consumer && consumer->has_consumed());
   const bool can_go_on =
       failure.code() == Code::Io || failure.code() == Code::Cancelled || failure.code() == Code::OutOfMemory;
   // Of a full disk this may fail again: then a little less is kept.
@@ -202,7 +202,7 @@ Status Conversion::end_early(Status failure, lite::PackWriter* writer, const Con
     return failure;
   }
   return {failure.code(), lite::str(failure.message(), "; ", writer->durable_bytes(), " of ",
-                                    writer->file_bytes(), " bytes are kept in ", options_.out,
+                                    writer->file_bytes(), " bytes are kept in ", writer->parts()[0].path,
                                     ".partial, and the same command goes on from there")};
 }
 

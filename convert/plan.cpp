@@ -54,7 +54,7 @@ Status Plan::read_sections(Config* config) {
   LITE_ASSIGN(const Json json, Json::parse(*text, folder() + "/config.json"));
   std::vector<std::string> unknown;
   auto parsed = Config::parse(json, &unknown);
-  if (!parsed.ok()) return parsed.status().in("read " + folder());
+  if (!parsed.ok()) return parsed.status().in(folder());
   *config = std::move(*parsed);
   if (!unknown.empty()) note("config.json: these keys are not used: " + list_names(unknown));
   for (const lite::PackSection& s : sections_)

@@ -131,6 +131,42 @@ class Convert(Case):
         self.assertTrue(self.out.read_bytes() == good)
         self.out.unlink()
 
+    def test_disk_that_fills_up(self):
+        """A real full disk, where this machine lets us mount one: another program takes the room that was there."""
+        mount = ["unshare", "--map-root-user", "--mount"]
+        disk = pathlib.Path(tempfile.mkdtemp(dir=TEMP))
+        if subprocess.run([*mount, "mount", "-t", "tmpfs", "none", disk], capture_output=True).returncode != 0:
+            self.skipTest("no file system can be mounted here")
+        folder = synthetic.make(TEMP / "filling", 60e6)
+        self.ok(self.convert(folder, "-q"))
+        script = """
+import os, subprocess, sys
+convert, folder, disk, good = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "none", disk], check=True)
+command = [convert, folder, disk + "/m.dsv3", "--threads", "1"]
+process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, bufsize=1)
+while " %, " not in process.stderr.readline():
+    pass
+with open(disk + "/filler", "wb", buffering=0) as filler:
+    try:
+        while True:
+            filler.write(bytes(1 << 16))
+    except OSError:
+        pass
+message = process.stderr.read()
+assert process.wait() == 1, message
+assert "the disk is full at byte" in message and "more bytes are needed and " in message, message
+assert "the same command goes on" in message, message
+os.unlink(disk + "/filler")
+result = subprocess.run(command, capture_output=True, text=True)
+assert result.returncode == 0 and "going on with an unfinished conversion" in result.stderr, result.stderr
+assert os.listdir(disk) == ["m.dsv3"]
+assert open(disk + "/m.dsv3", "rb").read() == open(good, "rb").read()
+"""
+        result = subprocess.run([*mount, sys.executable, "-c", script, BIN / "dsv3-convert", folder, disk, self.out], capture_output=True)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.out.unlink()
+
     def test_full_standard_output(self):
         for args in (["--version"], ["--help"], [CASES / "ds3-f32", TEMP / "o.dsv3", "--dry-run", "-q"]):
             with open("/dev/full", "wb") as full:

@@ -182,7 +182,8 @@ TEST_CASE("convert: shards are consumed, and an interrupted conversion needs the
       CHECK(interrupted(to(dir, "m", true), 0.0).code() == Code::Cancelled);
       const std::vector<std::string> left = shards_in(dir / "src");
       CHECK(left.size() == 3);
-      CHECK(std::count_if(left.begin(), left.end(), [](const auto& n) { return n.ends_with(".consumed"); }) > 0);
+      CHECK(std::count_if(left.begin(), left.end(), [](const auto& n) { return n.ends_with(".consumed"); }) >
+            0);
       says(convert(to(dir, "elsewhere", true)).status(), Code::InvalidArgument,
            {"were consumed by a conversion that did not end", "its journal is gone"});
       ConvertOptions other = to(dir, "m", true);

@@ -166,7 +166,8 @@ TEST_CASE("convert: experts in one tensor that do not fit") {
   refused(bad, Code::Corrupt, {"\"" + name + "\"", "(expert 3, row 45, column 7) is NaN or infinite"});
   bad = fused(Source(true));  // gate and up have 40 rows each
   for (const char* layer : {"1", "2"})
-    bad.tensors[lite::str("model.layers.", layer, ".mlp.experts.gate_up_proj_scale_inv")].bytes.resize(4 * 1 * 2 * 4);
+    bad.tensors[lite::str("model.layers.", layer, ".mlp.experts.gate_up_proj_scale_inv")].bytes.resize(4 * 1 *
+                                                                                                       2 * 4);
   refused(bad, Code::Unsupported, {"in one scale block of 128 rows", name});
 }
 
