@@ -112,7 +112,8 @@ Status parse_quantization(Keys& config, Config* c) {
   config.effective().set("quantization_config", effective);
   const Status status = k.status();
   if (status.code() != lite::Code::Unsupported && status.code() != lite::Code::InvalidArgument) return status;
-  return {status.code(), status.message() + "; try the model's FP8 checkpoint with 128x128 blocks, or a BF16 one"};
+  return {status.code(),
+          status.message() + "; try the model's FP8 checkpoint with 128x128 blocks, or a BF16 one"};
 }
 
 Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,
