@@ -28,7 +28,7 @@ ROOT = pathlib.Path(tempfile.mkdtemp(prefix="dsv3-bench-", dir=args.folder))
 
 
 def timed(*command):
-    """Seconds, and the largest resident memory in MB, of a command that must succeed."""
+    """Seconds, and the largest resident memory in MB (never below this program's own), of a command that must succeed."""
     began = time.monotonic()
     pid = os.posix_spawnp(str(command[0]), [str(c) for c in command], os.environ,
                           file_actions=[(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)])
@@ -57,7 +57,7 @@ try:
     for name in variants:
         rate = statistics.median(rates[name])
         share = rate / statistics.median(rates["dd"])
-        print(f"{name:20} {rate / 1e9:6.2f} GB/s  {100 * share:4.0f} % of dd  peak memory {memory[name]:.0f} MB"
+        print(f"{name:20} {rate / 1e9:6.2f} GB/s  {100 * share:4.0f} % of dd  peak memory at most {memory[name]:.0f} MB"
               f"  (rounds: {', '.join(f'{r / 1e9:.2f}' for r in rates[name])})")
 finally:
     shutil.rmtree(ROOT, ignore_errors=True)

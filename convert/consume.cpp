@@ -42,10 +42,11 @@ bool is_of_cache(const fs::path& link, const fs::path& blob) {
 
 }  // namespace
 
-Result<Consumer> Consumer::make(const Plan& plan, const std::string& out, const ConvertCallbacks& callbacks) {
+Result<Consumer> Consumer::make(Plan* from, const std::string& out, const ConvertCallbacks& callbacks) {
   const auto note = [&](const std::string& text) {
     if (callbacks.note) callbacks.note(text);
   };
+  const Plan& plan = *from;
   Consumer consumer;
   consumer.frees_.assign(plan.extents().size(), 0);
   consumer.shards_of_.resize(plan.extents().size());
@@ -64,7 +65,7 @@ Result<Consumer> Consumer::make(const Plan& plan, const std::string& out, const 
   (void)::stat(folder.empty() ? "." : folder.c_str(), &disk);
   std::vector<std::string> kept, shared;
   size_t blobs = 0;
-  for (const Checkpoint::Shard& shard : plan.checkpoint().shards()) {
+  for (Checkpoint::Shard& shard : from->checkpoint().shards()) {
     const std::string path = plan.folder() + "/" + shard.name;
     if (shard.consumed) continue;
     if (needed.contains(&shard)) {
@@ -110,11 +111,13 @@ Status Consumer::durable(const std::vector<size_t>& extents) {
   return {};
 }
 
-// The header first, and durable: from then on the shard is not needed to go on.
+// The header first, and durable: from then on the shard is not needed to go on. An open file would keep its room
+// on the disk without its name.
 Status Consumer::remove(const Shard& shard) const {
   LITE_TRY(shard.file->write_header(shard.path + kConsumed));
   LITE_TRY(lite::sync_folder(shard.path));
-  for (const std::string& path : {shard.path, shard.blob})
+  shard.file->close();
+  for (const std::string& path : {shard.blob, shard.path})
     if (!path.empty() && ::unlink(path.c_str()) != 0 && errno != ENOENT)
       return lite::errno_status("consume " + path, errno);
   return {};

@@ -14,7 +14,7 @@ class Consumer {
  public:
   // Decides which shards may go. A shard with a tensor that is not converted stays, and so does one that is a link
   // into a cache where another snapshot uses it; a link to anywhere else is refused. All of this is said in notes.
-  static Result<Consumer> make(const Plan& plan, const std::string& out, const ConvertCallbacks& callbacks);
+  static Result<Consumer> make(Plan* plan, const std::string& out, const ConvertCallbacks& callbacks);
 
   // By extent: bytes that will be freed on the disk of `out` once it is durable.
   const std::vector<int64_t>& frees() const { return frees_; }
@@ -25,7 +25,7 @@ class Consumer {
  private:
   struct Shard {
     std::string path, blob;  // blob: where a link leads, else empty
-    const SafetensorsFile* file;
+    SafetensorsFile* file;
     size_t waiting = 0;  // extents
   };
   Status remove(const Shard& shard) const;

@@ -104,7 +104,7 @@ Result<ConvertSummary> Conversion::run() {
   LITE_TRY(take_up());
   std::optional<Consumer> consumer;
   if (options_.consume) {
-    LITE_ASSIGN(consumer, Consumer::make(plan_, options_.out, callbacks_));
+    LITE_ASSIGN(consumer, Consumer::make(&plan_, options_.out, callbacks_));
   }
   lite::PackOptions how;
   how.split_bytes = options_.split_bytes;

@@ -22,6 +22,7 @@ class Plan {
 
   const std::string& folder() const { return checkpoint_.folder(); }
   const Checkpoint& checkpoint() const { return checkpoint_; }
+  Checkpoint& checkpoint() { return checkpoint_; }
   const Match& match() const { return match_; }
   const std::vector<lite::PackSection>& sections() const { return sections_; }
   bool has_tokenizer() const { return has_tokenizer_; }

@@ -39,6 +39,8 @@ class SafetensorsFile {
   int64_t bytes() const { return bytes_; }  // of the whole file, also where only its header is there
   int64_t changed_ns() const { return changed_ns_; }                         // time of the last change
   const std::vector<SafetensorsEntry>& entries() const { return entries_; }  // in the order of their data
+  // Nothing can be read any more; a file that has no name any more gives its room on the disk free.
+  void close() { file_.close(); }
   // Bytes [from, from + to.size()) of the tensor's data. Thread-safe.
   Status read(const SafetensorsEntry& entry, int64_t from, std::span<std::byte> to) const;
 

@@ -47,7 +47,11 @@ File& File::operator=(File&& other) noexcept {
 }
 
 File::~File() {
-  if (fd_ >= 0) ::close(fd_);
+  close();
+}
+
+void File::close() {
+  if (fd_ >= 0) ::close(std::exchange(fd_, -1));
 }
 
 Status File::read(int64_t offset, std::span<std::byte> to) const {

@@ -23,6 +23,7 @@ class File {
   const std::string& path() const { return path_; }
   int64_t bytes() const { return bytes_; }  // when it was opened
   int descriptor() const { return fd_; }
+  void close();  // nothing can be read any more
   // Fills `to` from `offset` on; Corrupt when the file ends before. Thread-safe.
   Status read(int64_t offset, std::span<std::byte> to) const;
 
