@@ -26,6 +26,12 @@ bool exists(const std::string& path) {
       fs::symlink_status(path, error));  // a dangling link exists, and opening it says what is wrong
 }
 
+// A shard, or what is left of it. A dangling link is none: what it leads to was not fetched.
+bool shard_exists(const std::string& path) {
+  std::error_code error;
+  return fs::exists(path, error) || fs::exists(path + kConsumed, error);
+}
+
 // Why there are no weights, from what the folder holds instead.
 Status no_weights(const std::string& folder) {
   std::vector<std::string> pickles, others;
@@ -89,15 +95,16 @@ Result<std::optional<std::string>> read_checkpoint_text(const std::string& folde
 }
 
 Result<Checkpoint> Checkpoint::open(const std::string& folder) {
-  const bool single = exists(folder + "/" + kSingle), index = exists(folder + "/" + kIndex);
+  const std::string one = folder + "/" + kSingle;
+  const bool single = exists(one) || exists(one + kConsumed), index = exists(folder + "/" + kIndex);
   if (!single && !index) return no_weights(folder);
   if (single && index)
     return corrupt("read ", folder, ": there are both ", kSingle, " and ", kIndex,
                    "; remove the one that is stale");
 
-  Checkpoint checkpoint;
+  Checkpoint checkpoint(folder);
   if (single) {
-    LITE_TRY(checkpoint.open_shards(folder, {kSingle}));
+    LITE_TRY(checkpoint.open_shards({kSingle}));
     return checkpoint;
   }
   LITE_ASSIGN(const ShardOf shard_of, read_index(folder));
@@ -105,23 +112,26 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
   for (const auto& [name, shard] : shard_of) shards.insert(shard);
   std::vector<std::string> missing;
   for (const std::string& shard : shards)
-    if (!exists(folder + "/" + shard)) missing.push_back(shard);
+    if (!shard_exists(folder + "/" + shard)) missing.push_back(shard);
   if (!missing.empty())
     return not_found("read ", folder, ": ", missing.size(), " of ", shards.size(), " shards named by ",
                      kIndex, " are missing: ", list_names(missing), "; try to get them again");
-  LITE_TRY(checkpoint.open_shards(folder, {shards.begin(), shards.end()}));
+  LITE_TRY(checkpoint.open_shards({shards.begin(), shards.end()}));
   LITE_TRY(checkpoint.check_index(shard_of).in("read " + folder));
   return checkpoint;
 }
 
-Status Checkpoint::open_shards(const std::string& folder, const std::vector<std::string>& names) {
+Status Checkpoint::open_shards(const std::vector<std::string>& names) {
   Status first;
   std::vector<std::string> bad;
-  files_.reserve(names.size());
+  shards_.reserve(names.size());
   for (const std::string& name : names) {
-    auto file = SafetensorsFile::open(folder + "/" + name);
+    const std::string path = folder_ + "/" + name;
+    std::error_code error;
+    const bool consumed = !fs::exists(path, error) && fs::exists(path + kConsumed, error);
+    auto file = consumed ? SafetensorsFile::open_header(path + kConsumed) : SafetensorsFile::open(path);
     if (file.ok()) {
-      files_.push_back(std::move(*file));
+      shards_.push_back({name, std::move(*file), consumed});
       continue;
     }
     if (first.ok())
@@ -132,12 +142,13 @@ Status Checkpoint::open_shards(const std::string& folder, const std::vector<std:
   // An interrupted download often leaves several: name them all at once.
   if (!bad.empty()) return {first.code(), first.message() + "; also bad: " + list_names(bad)};
   LITE_TRY(first);
-  for (const SafetensorsFile& file : files_)
-    for (const SafetensorsEntry& entry : file.entries()) {
-      const auto [at, is_new] = tensors_.emplace(entry.name, Tensor{&file, &entry});
+  for (const Shard& shard : shards_)
+    for (const SafetensorsEntry& entry : shard.file.entries()) {
+      const auto [at, is_new] = tensors_.emplace(entry.name, Tensor{&shard, &entry});
       if (!is_new)
-        return corrupt("read ", folder, ": tensor \"", entry.name, "\" is both in ", at->second.file->path(),
-                       " and in ", file.path());
+        return corrupt("read ", folder_, ": tensor \"", entry.name, "\" is both in ",
+                       at->second.shard->file.path(), " and in ", shard.file.path(),
+                       "; remove the shard that is not of this checkpoint");
     }
   return {};
 }
@@ -146,8 +157,7 @@ Status Checkpoint::check_index(const ShardOf& shard_of) const {
   std::vector<std::string> absent, unnamed;
   for (const auto& [name, shard] : shard_of) {
     const Tensor* tensor = find(name);
-    if (!tensor || !tensor->file->path().ends_with("/" + shard))
-      absent.push_back(Json(name).dump() + " in " + shard);
+    if (!tensor || tensor->shard->name != shard) absent.push_back(Json(name).dump() + " in " + shard);
   }
   if (!absent.empty())
     return corrupt(kIndex, " names ", absent.size(),

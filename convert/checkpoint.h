@@ -16,25 +16,40 @@ namespace dsv3 {
 // The text of a file of the folder, nothing when there is none.
 Result<std::optional<std::string>> read_checkpoint_text(const std::string& folder, const std::string& name);
 
+// What --consume leaves in place of a shard until the conversion is complete: NAME.safetensors.consumed, its header.
+constexpr const char* kConsumed = ".consumed";
+
 class Checkpoint {
  public:
+  struct Shard {
+    std::string name;  // in the folder
+    SafetensorsFile file;
+    bool consumed;  // only its header is left
+  };
   struct Tensor {
-    const SafetensorsFile* file;
+    const Shard* shard;
     const SafetensorsEntry* entry;
+    const SafetensorsFile& file() const { return shard->file; }
   };
 
+  // No tensors yet.
+  explicit Checkpoint(std::string folder = {}) : folder_(std::move(folder)) {}
   // NotFound, with what is there instead, when `folder` is no folder or has no weights; Corrupt when index
   // and shards do not agree about every single tensor.
   static Result<Checkpoint> open(const std::string& folder);
 
-  const Tensor* find(std::string_view name) const;                                // null when absent
+  const std::string& folder() const { return folder_; }
+  const std::vector<Shard>& shards() const { return shards_; }
+  std::vector<Shard>& shards() { return shards_; }
+  const Tensor* find(std::string_view name) const;  // null when absent
   const std::map<std::string_view, Tensor>& tensors() const { return tensors_; }  // by name
 
  private:
-  Status open_shards(const std::string& folder, const std::vector<std::string>& names);
+  Status open_shards(const std::vector<std::string>& names);
   Status check_index(const std::map<std::string, std::string, std::less<>>& shard_of) const;
 
-  std::vector<SafetensorsFile> files_;  // never changes once tensors_ points into it
+  std::string folder_;
+  std::vector<Shard> shards_;  // never changes once tensors_ points into it
   std::map<std::string_view, Tensor> tensors_;
 };
 

@@ -115,7 +115,6 @@ Result<ConvertSummary> RandomModel::run() {
   if (!lite::info(options_.dtype).is_float)
     return lite::invalid_argument("make ", options_.out, ": weights cannot be stored as ",
                                   lite::info(options_.dtype).name);
-  LITE_TRY(check_destination(options_.out, options_.force));
   LITE_TRY(read_config());
   table_ = tensor_table(config_);
   for (const TensorInfo& info : table_) plan(info);
@@ -132,15 +131,24 @@ Result<ConvertSummary> RandomModel::run() {
   Json json{Json::Object()};
   json.set("config", config_.effective);
   LITE_ASSIGN(const std::vector<lite::PackExtent> extents, group_into_extents(stored_));
+  lite::PackOptions how;
+  how.split_bytes = options_.split_bytes;
   LITE_ASSIGN(lite::PackWriter writer,
-              lite::PackWriter::create(
+              lite::PackWriter::plan(
                   options_.out, json, {{"config.json", json_.dump()}, {"provenance.json", provenance.dump()}},
-                  extents, aliases_));
+                  extents, aliases_, std::move(how)));
+  for (const lite::PackPart& part : writer.parts()) LITE_TRY(check_destination(part.path, options_.force));
+  LITE_TRY(writer.start());
   for (const Stored& t : stored_) total_ += t.entry.data_bytes() + t.entry.scale_bytes();
   for (const Stored& t : stored_) LITE_TRY(write(t, &writer));
   LITE_TRY(report_progress());
   LITE_TRY(writer.finish());
-  return ConvertSummary{writer.file_bytes(), int64_t(stored_.size()), int64_t(aliases_.size())};
+  ConvertSummary summary;
+  summary.files = writer.parts();
+  summary.file_bytes = writer.file_bytes();
+  summary.tensors = int64_t(stored_.size());
+  summary.aliases = int64_t(aliases_.size());
+  return summary;
 }
 
 // Reads the configuration and takes away the layers that are not wanted.

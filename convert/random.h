@@ -15,6 +15,7 @@ struct RandomOptions {
   lite::DType dtype = lite::DType::BF16;  // of projections and experts: F32, BF16, F16 or F8_E4M3
   bool f8_head = false;                   // the output head in F8_E4M3
   bool force = false;                     // replace an existing packed file
+  int64_t split_bytes = 0;                // several files of at most this; 0: one
 };
 
 // Like convert(): memory does not depend on the model's size, the same options give the same bytes whatever the number

@@ -84,7 +84,6 @@ void recode(const MatrixRows& from, DType to, std::byte* to_data, float* to_scal
   std::vector<float> scales(from.scales ? size_t(blocks * block_cols) : 0);
   if (from.scales) lite::decode(from.scale_dtype, from.scales, scales.data(), blocks * block_cols);
   if (!from.scales) scratch->resize(size_t(from.rows * from.cols));
-#pragma omp parallel for schedule(dynamic)
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * kScaleBlock * from.cols;  // element
     const int64_t rows = std::min(kScaleBlock, from.rows - block * kScaleBlock), n = rows * from.cols;

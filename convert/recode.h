@@ -23,8 +23,7 @@ struct MatrixRows {
 
 // The same values, code times scale, as `to`, which is another type than from.dtype: each rounded once, to
 // nearest even; what is too large becomes infinite. F8_E4M3 takes new scales, one for each 128x128 block, in
-// `to_scales`. All cores work; the result does not depend on how many there are. `scratch` is grown as needed
-// and holds nothing between calls.
+// `to_scales`. `scratch` is grown as needed and holds nothing between calls.
 void recode(const MatrixRows& from, lite::DType to, std::byte* to_data, float* to_scales,
             std::vector<float>* scratch);
 

@@ -1,8 +1,11 @@
 #include "convert/safetensors.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <string_view>
 
 #include "ggml-lite/json.h"
@@ -70,8 +73,8 @@ Result<SafetensorsEntry> read_entry(const std::string& name, const Json& value) 
   return e;
 }
 
-// The header's text as tensors; `data_bytes` follow it in the file.
-Status read_header(const std::string& text, int64_t data_bytes, std::vector<SafetensorsEntry>* entries) {
+// The header's text as tensors, and the bytes of their data.
+Result<int64_t> read_header(const std::string& text, std::vector<SafetensorsEntry>* entries) {
   LITE_ASSIGN(const Json header, Json::parse(text, "the header"));
   if (!header.object()) return corrupt("the header is ", header.type_name(), ", expected an object");
   entries->reserve(header.object()->size());
@@ -99,16 +102,20 @@ Status read_header(const std::string& text, int64_t data_bytes, std::vector<Safe
     if (!lite::checked_add(e.offset, e.bytes, &end))
       return corrupt("tensor ", quoted(e.name), ": its data_offsets are too large to be real");
   }
-  if (end != data_bytes)
-    return corrupt(
-        "got ", data_bytes, " bytes of data, expected ", end,
-        end > data_bytes ? "; the file is cut off: get it again" : "; something is appended to the file");
-  return {};
+  return end;
 }
 
 }  // namespace
 
 Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
+  return open(path, true);
+}
+
+Result<SafetensorsFile> SafetensorsFile::open_header(const std::string& path) {
+  return open(path, false);
+}
+
+Result<SafetensorsFile> SafetensorsFile::open(const std::string& path, bool with_data) {
   LITE_ASSIGN(lite::File opened, lite::File::open(path));
   SafetensorsFile out(std::move(opened));
   const lite::File& file = out.file_;
@@ -133,11 +140,46 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
                    " of the header; the file is cut off: get it again");
   std::string text(header_bytes, '\0');
   LITE_TRY(file.read(8, std::as_writable_bytes(std::span(text))));
-  LITE_TRY(read_header(text, file.bytes() - data_begin, &out.entries_).in(what));
+  const auto data_bytes = read_header(text, &out.entries_);
+  if (!data_bytes.ok()) return data_bytes.status().in(what);
+  const int64_t found = file.bytes() - data_begin, expected = with_data ? *data_bytes : 0;
+  if (found != expected)
+    return corrupt(
+        what, ": got ", found, " bytes of data, expected ", expected,
+        expected > found ? "; the file is cut off: get it again" : "; something is appended to the file");
+  if (!lite::checked_add(data_begin, *data_bytes, &out.bytes_))
+    return corrupt(what, ": its tensors are too large to be real");
+  out.header_bytes_ = data_begin;
+  struct stat s;
+  if (::fstat(file.descriptor(), &s) != 0) return lite::errno_status(what, errno);
+  out.changed_ns_ = int64_t(s.st_mtim.tv_sec) * 1'000'000'000 + s.st_mtim.tv_nsec;
   for (SafetensorsEntry& e : out.entries_) e.offset += data_begin;
   // Tensors are read from front to back; only a hint.
   (void)::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_SEQUENTIAL);
   return out;
+}
+
+Status SafetensorsFile::write_header(const std::string& path) const {
+  std::string text(size_t(header_bytes_), '\0');
+  LITE_TRY(file_.read(0, std::as_writable_bytes(std::span(text))));
+  const std::string temporary = path + ".new";
+  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+  if (fd < 0) return lite::errno_status("create " + temporary, errno);
+  size_t done = 0;
+  bool good = true;
+  while (good && done < text.size()) {
+    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
+    good = n > 0 || (n < 0 && errno == EINTR);
+    if (n > 0) done += size_t(n);
+  }
+  const timespec time = {time_t(changed_ns_ / 1'000'000'000), long(changed_ns_ % 1'000'000'000)};
+  const timespec times[2] = {time, time};
+  good = good && ::futimens(fd, times) == 0 && ::fsync(fd) == 0;
+  const int error = errno;
+  ::close(fd);
+  if (!good) return lite::errno_status("write " + temporary, error);
+  if (::rename(temporary.c_str(), path.c_str()) != 0) return lite::errno_status("create " + path, errno);
+  return {};
 }
 
 Status SafetensorsFile::read(const SafetensorsEntry& entry, int64_t from, std::span<std::byte> to) const {

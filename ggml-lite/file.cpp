@@ -49,7 +49,11 @@ File& File::operator=(File&& other) noexcept {
 }
 
 File::~File() {
-  if (fd_ >= 0) ::close(fd_);
+  close();
+}
+
+void File::close() {
+  if (fd_ >= 0) ::close(std::exchange(fd_, -1));
 }
 
 Status File::read(int64_t offset, std::span<std::byte> to) const {
@@ -119,6 +123,21 @@ Result<std::string> read_text(const std::string& path, int64_t limit) {
     return corrupt("read ", path,
                    ": it is a git-lfs pointer, not the file itself; try \"git lfs pull\" in its folder");
   return text;
+}
+
+std::string folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+Status sync_folder(const std::string& path) {
+  const std::string folder = folder_of(path);
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return errno_status("sync " + folder, errno);
+  // Some file systems cannot sync a folder and say EINVAL.
+  const int error = ::fsync(fd) != 0 && errno != EINVAL ? errno : 0;
+  ::close(fd);
+  return error ? errno_status("sync " + folder, error) : Status();
 }
 
 }  // namespace lite

@@ -24,6 +24,7 @@ class File {
   const std::string& path() const { return path_; }
   int64_t bytes() const { return bytes_; }  // when it was opened
   int descriptor() const { return fd_; }
+  void close();  // nothing can be read any more
   // Fills `to` from `offset` on; Corrupt when the file ends before. Thread-safe.
   Status read(int64_t offset, std::span<std::byte> to) const;
 
@@ -57,6 +58,11 @@ class NewFile {
 
 // A whole file of at most `limit` bytes.
 Result<std::string> read_text(const std::string& path, int64_t limit);
+
+// The folder that `path` lies in.
+std::string folder_of(const std::string& path);
+// Waits until the names in that folder are durable.
+Status sync_folder(const std::string& path);
 
 // "open PATH: No such file or directory", with the code that fits `error` (an errno).
 Status errno_status(const std::string& what, int error);

@@ -2,6 +2,7 @@
 #include "ggml-lite/pack.h"
 
 #include <cstddef>
+#include <cstdio>
 #include <cstring>
 
 #include "ggml-lite/pack_format.h"
@@ -94,6 +95,37 @@ Status check_section_name(std::string_view name) {
   if (name.find('/') != std::string_view::npos || name == "." || name == "..")
     return invalid_argument("section \"", name, "\": its name is not that of a file");
   return {};
+}
+
+namespace {
+
+constexpr std::string_view kEnding = ".dsv3";
+
+std::string part_suffix(uint32_t index, uint32_t count) {
+  char text[48];
+  std::snprintf(text, sizeof text, "-%05u-of-%05u", index + 1, count);
+  return text;
+}
+
+}  // namespace
+
+std::string part_path(const std::string& path, uint32_t index, uint32_t count) {
+  if (count == 1) return path;
+  const bool ending = path.ends_with(kEnding);
+  std::string name = ending ? path.substr(0, path.size() - kEnding.size()) : path;
+  return name + part_suffix(index, count) + std::string(ending ? kEnding : "");
+}
+
+Result<std::string> base_path(const std::string& path, uint32_t index, uint32_t count) {
+  if (count == 1) return path;
+  const std::string_view ending = path.ends_with(kEnding) ? kEnding : "";
+  std::string name = path.substr(0, path.size() - ending.size());
+  const std::string suffix = part_suffix(index, count);
+  if (!name.ends_with(suffix))
+    return corrupt("it is file ", index + 1, " of ", count, " of a model, so its name must end in \"", suffix,
+                   ending, "\": the others are found by it; rename it");
+  name.resize(name.size() - suffix.size());
+  return name + std::string(ending);
 }
 
 void place_parts(Header* header) {

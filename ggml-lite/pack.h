@@ -3,11 +3,13 @@
 // One file holds an index (header, a JSON block, raw sections, the tensor table, the extent table) and after
 // it the data extents. An extent is the unit of reading and of checksums: one plain tensor (elements, then
 // its scales), or several that are always used together, such as the three matrices of one expert. The file's
-// own index checksum is checked by open(); the extents' by verify().
+// own index checksum is checked by open(); the extents' by verify(). A large model may be split over several
+// files, of which the first has the index.
 #pragma once
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -53,36 +55,97 @@ struct PackExtent {
 // Bytes an extent of these tensors takes, each part at a multiple of 64, the whole a multiple of 4 KiB.
 Result<int64_t> extent_bytes(const PackExtent& extent);
 
-// Writes `path` through `path`.partial, in file order and in pieces of any size:
+struct PackOptions {
+  // Several files, none longer than this but where a single extent needs it. 0: one file.
+  int64_t split_bytes = 0;
+  // Not empty: a writer that ends before finish(), however it ends, leaves what it has written behind, and the
+  // next writer of the same path with the same layout and key goes on from there. The key is any text that
+  // tells whether it would write the same data.
+  std::string resume_key;
+  bool only_resume = false;  // fail where the writer would have to begin anew
+  // By extent: bytes on the same disk that the caller frees once it is durable. May be empty: none.
+  std::vector<int64_t> frees;
+};
+
+struct PackPart {
+  std::string path;
+  int64_t bytes;
+};
+
+// Writes `path`, or path-00001-of-0000N (before the ending .dsv3) and so on, through *.partial:
 //   create; write or append (every tensor of every extent, in the given order); finish.
-// Memory is that of the index. A writer destroyed before finish() removes the partial file and leaves `path`
-// as it was; one that was killed leaves a partial file that the next writer takes over. Two writers of one
+// or, with all cores,
+//   create; begin every extent that is not finished() and write it, in any order; sync now and then; finish.
+// Memory is that of the index and of what is being written. Without a resume key, a writer destroyed before
+// finish() removes its partial files; one that was killed leaves them to the next writer. Two writers of one
 // path at a time: the second fails with Busy.
 class PackWriter {
  public:
-  // Fixes the whole layout; checks names, shapes, aliases and free disk space before a byte of data is
-  // written. `json` must be an object and hold only what decides what the model computes: it is part of the
-  // model id.
+  // Fixes the whole layout; checks names, shapes and aliases. Touches nothing. `json` must be an object and
+  // hold only what decides what the model computes: it is part of the model id.
+  static Result<PackWriter> plan(const std::string& path, const Json& json, std::vector<PackSection> sections,
+                                 const std::vector<PackExtent>& extents,
+                                 const std::vector<PackAlias>& aliases, PackOptions options = {});
+  // Makes the partial files, or takes up those of an earlier writer; checks the free disk space.
+  Status start();
+  // Both.
   static Result<PackWriter> create(const std::string& path, const Json& json,
                                    std::vector<PackSection> sections, const std::vector<PackExtent>& extents,
-                                   const std::vector<PackAlias>& aliases);
+                                   const std::vector<PackAlias>& aliases, PackOptions options = {});
   PackWriter(PackWriter&&) noexcept;
   PackWriter& operator=(PackWriter&&) noexcept;
   ~PackWriter();
 
-  int64_t file_bytes() const;  // of the finished file
-  // The next bytes of the data: each tensor's elements, then its scales. Padding is the writer's.
+  const std::vector<PackPart>& parts() const;  // the finished files
+  int64_t file_bytes() const;                  // of all of them
+  int64_t durable_bytes() const;               // of extents that need not be written any more, come what may
+  bool finished(size_t extent) const;          // its data are in the file already
+
+  // One extent being written, from front to back, by one thread at a time. Lives no longer than its writer.
+  class Extent {
+   public:
+    Extent(Extent&&) noexcept;
+    Extent& operator=(Extent&&) noexcept;
+    ~Extent();
+    // The next bytes: each tensor's elements, then its scales. Padding is the writer's. With the last byte the
+    // extent is finished.
+    Status write(std::span<const std::byte> bytes);
+
+   private:
+    friend class PackWriter;
+    Extent();
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+  };
+  // Thread-safe; each extent once.
+  Extent begin(size_t extent);
+  // Makes all finished extents durable, notes them in the journal if there is a resume key, and returns those
+  // that were not durable before. Thread-safe, and waits for the disk, not for other threads' writing.
+  Result<std::vector<size_t>> sync();
+
+  // The next bytes of the next extent, in order.
   Status write(std::span<const std::byte> bytes);
   // The next tensor as a whole: exactly data_bytes() and scale_bytes() of its entry.
   Status append(std::span<const std::byte> data, std::span<const std::byte> scales);
-  // Writes the index, syncs file and folder, and gives the file its name, in place of one that had it.
-  Status finish();
+  // Writes the index, syncs files and folder, and gives the files their names, in place of those that had
+  // them. `named` is called when all is durable and before the journal goes.
+  Status finish(const std::function<void()>& named = {});
+  // Removes the partial files and the journal.
+  void discard();
 
  private:
   PackWriter();
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// Ends the work of a writer of `path` with a resume key that was interrupted while its files got their names, as
+// finish() would have; gives the first file's path, or nothing when there was none such.
+Result<std::optional<std::string>> finish_naming(const std::string& path,
+                                                 const std::function<void()>& named = {});
+
+// The resume key of a writer of `path` that did not come to its end; nothing when there is none.
+std::optional<std::string> unfinished_key(const std::string& path);
 
 // Whether the file at `path` starts as a packed file does; false when it cannot be read.
 bool looks_packed(const std::string& path);
@@ -99,15 +162,18 @@ class PackFile {
   struct ExtentInfo {
     int64_t offset, bytes;
     uint64_t checksum;  // XXH3-64 of all its bytes, padding included
+    uint32_t file;      // index into parts()
   };
 
+  // Any of a model's files opens it.
   static Result<PackFile> open(const std::string& path);
   PackFile(PackFile&&) noexcept;
   PackFile& operator=(PackFile&&) noexcept;
   ~PackFile();
 
-  const std::string& path() const;
-  int64_t file_bytes() const;
+  const std::string& path() const;             // as it was opened
+  const std::vector<PackPart>& parts() const;  // the files; the first has the index
+  int64_t file_bytes() const;                  // of all of them
   std::string model_id() const;  // 32 hex digits: a hash of everything that decides what the model computes
   const Json& json() const;
   const std::vector<std::string>& section_names() const;

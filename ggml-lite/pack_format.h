@@ -24,6 +24,7 @@ constexpr int64_t kAlign = 64;      // index parts, sections, and parts of an ex
 constexpr int64_t kMaxName = 1024;  // bytes of a tensor's or section's name
 constexpr int64_t kMaxBytes = 1ll << 56;  // of a file and of anything in it: sums of a few never wrap
 constexpr int64_t kMaxIndex = 1ll << 32;  // bytes of the index
+constexpr uint32_t kMaxFiles = 99999;     // of one model
 constexpr uint32_t kNoAlias = 0xFFFFFFFF;
 constexpr uint8_t kScaled = 1;  // TensorRecord::flags
 
@@ -72,6 +73,11 @@ static_assert(sizeof(SectionRecord) == 32);
 Status check_name(std::string_view name);
 // Also a plain file name: no '/', not "." or "..".
 Status check_section_name(std::string_view name);
+
+// The name of file `index` of `count`: "m-00002-of-00004.dsv3" for "m.dsv3"; that itself when it is one file.
+std::string part_path(const std::string& path, uint32_t index, uint32_t count);
+// The other way round: what part_path() made `path` from; Corrupt when it cannot have been.
+Result<std::string> base_path(const std::string& path, uint32_t index, uint32_t count);
 
 // Sets the offset of every part and data_offset from the parts' sizes. The caller has bounded the sizes.
 void place_parts(Header* header);

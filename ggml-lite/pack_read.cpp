@@ -14,15 +14,29 @@ namespace lite {
 
 using namespace pack;
 
-struct PackFile::Impl {
-  explicit Impl(File f) : file(std::move(f)) {}
-  ~Impl() {
+namespace {
+
+// A file mapped as a whole, read-only.
+struct Mapped {
+  explicit Mapped(File f) : file(std::move(f)) {}
+  Mapped(Mapped&& other) noexcept : file(std::move(other.file)), map(std::exchange(other.map, nullptr)) {}
+  ~Mapped() {
     if (map) ::munmap(map, size_t(file.bytes()));
   }
-
   File file;
-  std::byte* map = nullptr;  // the whole file, read-only
-  Header header;
+  std::byte* map = nullptr;
+};
+
+}  // namespace
+
+struct PackFile::Impl {
+  explicit Impl(std::string opened) : path(std::move(opened)) {}
+
+  std::string path;           // as it was opened
+  std::vector<Mapped> files;  // the first has the index
+  std::vector<PackPart> parts;
+  std::byte* map = nullptr;  // of the first file
+  Header header;             // of the first file
   Json json;
   std::vector<std::string> section_names;
   std::vector<std::string_view> sections;
@@ -32,7 +46,9 @@ struct PackFile::Impl {
   std::vector<uint32_t> extent_begin;  // [extents + 1] positions in by_place
 
   Status open();
-  Status read_header();
+  Status open_file(uint32_t i);
+  static Result<Header> read_header(const File& file);
+  Status read_index();
   Status read_extents();
   Status read_tensors();
   Status read_tensor(const TensorRecord& r, uint64_t name_offset);
@@ -61,8 +77,60 @@ struct PackFile::Impl {
   uint64_t tensor_name_bytes = 0;
 };
 
+// The file at `path`, then all others by its name: every one must be there and of this model.
 Status PackFile::Impl::open() {
-  LITE_TRY(read_header());
+  LITE_ASSIGN(File opened, File::open(path));
+  auto first = read_header(opened);
+  if (!first.ok()) return first.status().in("open " + path);
+  const uint32_t own = first->file_index, count = first->file_count;
+  auto base = base_path(path, own, count);
+  if (!base.ok()) return base.status().in("open " + path);
+  header = *first;
+  for (uint32_t i = 0; i < count; ++i) {
+    const std::string name = part_path(*base, i, count);
+    auto file = i == own ? Result<File>(std::move(opened)) : File::open(name);
+    if (!file.ok())
+      return Status(file.status().code(), str("open ", path, ": it is file ", own + 1, " of ", count,
+                                              ", and all must lie in one folder: ", file.status().message()));
+    parts.push_back({name, file->bytes()});
+    files.emplace_back(std::move(*file));
+    LITE_TRY(open_file(i).in("open " + name));
+  }
+  map = files[0].map;
+  return read_index().in("open " + parts[0].path);
+}
+
+// One of the files: its header, and everything before its data if it is not the first.
+Status PackFile::Impl::open_file(uint32_t i) {
+  Mapped& mapped = files[i];
+  LITE_ASSIGN(const Header h, read_header(mapped.file));
+  if (h.file_count != header.file_count || std::memcmp(h.model_id, header.model_id, sizeof h.model_id) != 0)
+    return corrupt("it belongs to another model than ", path, "; get all ", header.file_count,
+                   " files again");
+  if (h.file_index != i)
+    return corrupt("it is file ", h.file_index + 1, ", expected ", i + 1, "; files were renamed");
+  void* address =
+      ::mmap(nullptr, size_t(mapped.file.bytes()), PROT_READ, MAP_SHARED, mapped.file.descriptor(), 0);
+  if (address == MAP_FAILED) return errno_status("map", errno);
+  mapped.map = static_cast<std::byte*>(address);
+  const uint64_t checksum = index_checksum({mapped.map, size_t(h.data_offset)});
+  if (checksum != h.index_checksum)
+    return corrupt("index: got checksum ", std::hex, checksum, ", expected ", h.index_checksum,
+                   "; the file is damaged; get it again");
+  if (i == 0) {
+    header = h;
+  } else if (h.data_offset != uint64_t(kPage) || std::any_of(mapped.map + sizeof h, mapped.map + kPage,
+                                                             [](std::byte b) { return b != std::byte{0}; })) {
+    return corrupt("header: got an index, which only the first file has");
+  }
+  return {};
+}
+
+Status PackFile::Impl::read_index() {
+  if (header.tensors.bytes % sizeof(TensorRecord) || header.extents.bytes % sizeof(ExtentRecord) ||
+      header.sections.bytes % sizeof(SectionRecord))
+    return corrupt("header: a table's size is not that of whole records");
+  if (count<TensorRecord>(header.tensors) >= kNoAlias) return corrupt("header: too many tensors");
   LITE_ASSIGN(json, Json::parse(text_of(header.json), "the JSON block"));
   if (!json.object()) return corrupt("the JSON block: got ", json.type_name(), ", expected an object");
   LITE_TRY(read_extents());
@@ -74,7 +142,8 @@ Status PackFile::Impl::open() {
   return check_model_id();
 }
 
-Status PackFile::Impl::read_header() {
+// The header by itself: what can be said before anything else of the file is read.
+Result<Header> PackFile::Impl::read_header(const File& file) {
   char start[24] = {};
   LITE_TRY(file.read(
       0, std::as_writable_bytes(std::span(start).first(std::min<size_t>(sizeof start, file.bytes())))));
@@ -83,65 +152,60 @@ Status PackFile::Impl::read_header() {
   if (!std::string_view(start, sizeof start).starts_with(kMagic))
     return corrupt("it does not start with \"", kMagic,
                    "\", so it is not a packed file; try \"dsv3-convert\" on the checkpoint's folder");
-  if (file.bytes() < int64_t(sizeof header))
-    return corrupt("got ", file.bytes(), " bytes; the file is cut off");
-  LITE_TRY(file.read(0, std::as_writable_bytes(std::span(&header, 1))));
-  if (header.version != kVersion)
-    return unsupported("got version ", header.version, ", expected ", kVersion,
+  Header h;
+  if (file.bytes() < int64_t(sizeof h)) return corrupt("got ", file.bytes(), " bytes; the file is cut off");
+  LITE_TRY(file.read(0, std::as_writable_bytes(std::span(&h, 1))));
+  if (h.version != kVersion)
+    return unsupported("got version ", h.version, ", expected ", kVersion,
                        "; try the program that made the file, or convert again");
-  if (header.header_bytes != sizeof header)
-    return corrupt("header: got ", header.header_bytes, " bytes, expected ", sizeof header);
-  if (header.file_bytes != uint64_t(file.bytes()))
-    return corrupt("got ", file.bytes(), " bytes, expected ", header.file_bytes,
+  if (h.header_bytes != sizeof h)
+    return corrupt("header: got ", h.header_bytes, " bytes, expected ", sizeof h);
+  if (h.file_bytes != uint64_t(file.bytes()))
+    return corrupt("got ", file.bytes(), " bytes, expected ", h.file_bytes,
                    "; the file is cut off or has something appended; get it again");
-  if (header.file_index != 0 || header.file_count != 1)
-    return unsupported("it is file ", header.file_index, " of ", header.file_count, ", expected 0 of 1");
+  if (h.file_index >= h.file_count || h.file_count > kMaxFiles)
+    return corrupt("header: it is file ", h.file_index, " of ", h.file_count,
+                   ", expected an index below a count of at most ", kMaxFiles);
 
-  for (const Part* part : {&header.json, &header.names, &header.tensors, &header.extents, &header.sections,
-                           &header.section_data})
-    if (part->bytes > header.file_bytes || part->bytes > uint64_t(kMaxIndex))
+  for (const Part* part : {&h.json, &h.names, &h.tensors, &h.extents, &h.sections, &h.section_data})
+    if (part->bytes > h.file_bytes || part->bytes > uint64_t(kMaxIndex))
       return corrupt("header: an index part has ", part->bytes, " bytes, more than the file can hold");
-  Header expected = header;
+  Header expected = h;
   place_parts(&expected);
-  if (std::memcmp(&expected, &header, sizeof header) != 0)
+  if (std::memcmp(&expected, &h, sizeof h) != 0)
     return corrupt("header: the index parts do not lie where their sizes put them");
-  if (header.data_offset > header.file_bytes || header.data_offset > uint64_t(kMaxIndex))
-    return corrupt("header: the data starts at byte ", header.data_offset, ", expected at most ",
-                   header.file_bytes);
-  if (std::any_of(std::begin(header.reserved), std::end(header.reserved), [](uint8_t b) { return b != 0; }))
+  if (h.data_offset > h.file_bytes || h.data_offset > uint64_t(kMaxIndex))
+    return corrupt("header: the data starts at byte ", h.data_offset, ", expected at most ", h.file_bytes);
+  if (std::any_of(std::begin(h.reserved), std::end(h.reserved), [](uint8_t b) { return b != 0; }))
     return corrupt("header: reserved bytes are not zero");
-
-  void* address = ::mmap(nullptr, size_t(file.bytes()), PROT_READ, MAP_SHARED, file.descriptor(), 0);
-  if (address == MAP_FAILED) return errno_status("map", errno);
-  map = static_cast<std::byte*>(address);
-  const uint64_t checksum = index_checksum({map, size_t(header.data_offset)});
-  if (checksum != header.index_checksum)
-    return corrupt("index: got checksum ", std::hex, checksum, ", expected ", header.index_checksum,
-                   "; the file is damaged; get it again");
-  if (header.tensors.bytes % sizeof(TensorRecord) || header.extents.bytes % sizeof(ExtentRecord) ||
-      header.sections.bytes % sizeof(SectionRecord))
-    return corrupt("header: a table's size is not that of whole records");
-  if (count<TensorRecord>(header.tensors) >= kNoAlias) return corrupt("header: too many tensors");
-  return {};
+  return h;
 }
 
-// Extents follow each other from data_offset to the end of the file.
+// Extents follow each other, from where a file's data begin to its end, and then in the next file.
 Status PackFile::Impl::read_extents() {
   extents.reserve(count<ExtentRecord>(header.extents));
+  uint32_t file = 0;
   uint64_t end = header.data_offset;
   for (size_t i = 0; i < count<ExtentRecord>(header.extents); ++i) {
     const auto r = record<ExtentRecord>(header.extents, i);
-    if (r.file != 0 || r.reserved != 0)
-      return corrupt("extent ", i, ": its file or a reserved field is not zero");
+    if (i > 0 && r.file == file + 1 && r.file < parts.size() && end == uint64_t(parts[file].bytes)) {
+      ++file;
+      end = kPage;
+    }
+    if (r.file != file || r.reserved != 0)
+      return corrupt("extent ", i, ": got file ", r.file, " and a reserved field of ", r.reserved,
+                     ", expected ", file, " and 0");
+    const uint64_t left = uint64_t(parts[file].bytes) - end;
     if (r.offset != end) return corrupt("extent ", i, ": got offset ", r.offset, ", expected ", end);
-    if (r.bytes == 0 || r.bytes % kPage || r.bytes > header.file_bytes - end)
+    if (r.bytes == 0 || r.bytes % kPage || r.bytes > left)
       return corrupt("extent ", i, ": got ", r.bytes, " bytes, expected a multiple of ", kPage, " up to ",
-                     header.file_bytes - end);
+                     left);
     end += r.bytes;
-    extents.push_back({int64_t(r.offset), int64_t(r.bytes), r.checksum});
+    extents.push_back({int64_t(r.offset), int64_t(r.bytes), r.checksum, r.file});
   }
-  if (end != header.file_bytes)
-    return corrupt("the extents end at byte ", end, ", expected ", header.file_bytes);
+  if (file + 1 != parts.size() || end != uint64_t(parts[file].bytes))
+    return corrupt("the extents end at byte ", end, " of file ", file + 1, ", expected ", parts.back().bytes,
+                   " of file ", parts.size());
   return {};
 }
 
@@ -257,7 +321,7 @@ Status PackFile::Impl::check_places() {
     Item& item = items[i];
     const PackEntry& e = item.entry;
     const auto r = record<TensorRecord>(header.tensors, i);
-    std::byte* base = map + extents[item.extent].offset;
+    std::byte* base = files[extents[item.extent].file].map + extents[item.extent].offset;
     Tensor& t = item.tensor;
     t.dtype = e.dtype;
     t.rank = int(e.shape.size());
@@ -345,18 +409,21 @@ PackFile& PackFile::operator=(PackFile&&) noexcept = default;
 PackFile::~PackFile() = default;
 
 Result<PackFile> PackFile::open(const std::string& path) {
-  LITE_ASSIGN(File file, File::open(path));
   PackFile pack;
-  pack.impl_ = std::make_unique<Impl>(std::move(file));
-  LITE_TRY(pack.impl_->open().in("open " + path));
+  pack.impl_ = std::make_unique<Impl>(path);
+  LITE_TRY(pack.impl_->open());
   return pack;
 }
 
 const std::string& PackFile::path() const {
-  return impl_->file.path();
+  return impl_->path;
+}
+const std::vector<PackPart>& PackFile::parts() const {
+  return impl_->parts;
 }
 int64_t PackFile::file_bytes() const {
-  return impl_->file.bytes();
+  return std::accumulate(parts().begin(), parts().end(), int64_t(0),
+                         [](int64_t sum, const PackPart& part) { return sum + part.bytes; });
 }
 const Json& PackFile::json() const {
   return impl_->json;
@@ -403,7 +470,7 @@ Status PackFile::read(int32_t extent, int64_t from, std::span<std::byte> to) con
   if (from < 0 || from > e.bytes || int64_t(to.size()) > e.bytes - from)
     return invalid_argument("read ", path(), ": extent ", extent, ": bytes ", from, " to ",
                             from + int64_t(to.size()), " of ", e.bytes);
-  return impl_->file.read(e.offset + from, to);
+  return impl_->files[e.file].file.read(e.offset + from, to);
 }
 
 }  // namespace lite

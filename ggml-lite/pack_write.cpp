@@ -1,6 +1,5 @@
-// Writing a packed file. Every size is known at create(), so the index gets its place first and its bytes
-// last; data goes through PATH.partial in file order, hashed on the way, and PATH appears only when
-// everything is on the disk.
+// Writing a packed file. Every size is known at plan(), so the index gets its place first and its bytes last;
+// extents go through PATH.partial, hashed on the way, and PATH appears only when everything is on the disk.
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -9,11 +8,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
+#include <numeric>
 #include <unordered_map>
 
 #include "ggml-lite/file.h"
 #include "ggml-lite/pack.h"
 #include "ggml-lite/pack_format.h"
+#include "ggml-lite/pack_journal.h"
 
 namespace lite {
 
@@ -21,13 +23,10 @@ using namespace pack;
 
 namespace {
 
-constexpr size_t kBuffer = 1 << 20;                // small tensors are gathered into writes of this size
-constexpr int64_t kWriteBack = int64_t(64) << 20;  // the kernel is told to start writing after so many bytes
-
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
-}
+constexpr size_t kBuffer = 1 << 18;                // small tensors are gathered into writes of this size
+constexpr int64_t kWriteBack = int64_t(32) << 20;  // the kernel is told to start writing after so many bytes
+// What is written may be ahead of what is durable, and so of what the caller has freed, by this much.
+constexpr int64_t kLag = int64_t(1) << 30;
 
 // Opens `path` for writing and locks it, so that of two writers one fails; a file left by a killed writer
 // carries no lock and is used again.
@@ -58,49 +57,105 @@ Result<int> open_partial(const std::string& path) {
   }
 }
 
+// The other files of a model: whoever holds the first one's lock has these, too.
+Result<int> open_other_partial(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+  if (fd < 0) return errno_status("create " + path, errno);
+  struct stat opened;
+  if (fstat(fd, &opened) == 0 && S_ISREG(opened.st_mode)) return fd;
+  ::close(fd);
+  return invalid_argument("create ", path, ": it is there and is not a file");
+}
+
+// From partial files to the real ones, as far as it is not done yet: the first file's name comes last.
+Status give_names(const std::string& path, uint32_t count) {
+  for (uint32_t i = count; i-- > 0;) {
+    const std::string name = part_path(path, i, count), partial = name + ".partial";
+    if (::rename(partial.c_str(), name.c_str()) != 0 && errno != ENOENT)
+      return errno_status("rename " + partial + " to " + name, errno);
+  }
+  return sync_folder(path);
+}
+
 }  // namespace
 
 struct PackWriter::Impl {
-  struct Step {  // one part of one tensor
-    int64_t offset, bytes;
-    uint32_t extent;
+  struct Step {             // one part of one tensor
+    int64_t offset, bytes;  // offset in the extent
     bool scale;
   };
+  enum class State : uint8_t { ToDo, Finished, Durable };
 
-  std::string path, partial, json_text;
+  std::string path, json_text;
+  PackOptions options;
   std::string names;        // of the tensors, then of the sections
   size_t tensor_names = 0;  // bytes of the former
   std::vector<PackSection> sections;
-  Header header = {};
+  Header header = {};  // of the first file
   std::vector<TensorRecord> tensors;
   std::vector<ExtentRecord> extents;
   std::vector<SectionRecord> section_records;
   std::vector<Step> steps;
+  std::vector<size_t> first_step;  // [extents + 1]
+  std::vector<PackPart> parts;
 
-  int fd = -1;
+  std::vector<int> fds;  // of the partial files
+  bool mine = false;     // the lock is held: partial files and journal are this writer's
   bool finished = false;
-  size_t step = 0;        // the one being filled
+  Journal journal;
+  std::mutex syncing;               // one sync at a time
+  std::mutex mutex;                 // of what is below
+  int64_t durable_bytes = 0;        // of extents
+  std::vector<State> state;         // by extent
+  std::vector<size_t> not_durable;  // finished extents
+
+  size_t next = 0;  // the extent that write() is at
+  std::optional<Extent> current;
+
+  ~Impl() {
+    if (mine && !finished && options.resume_key.empty()) remove_files();  // while the lock is still ours
+    for (const int fd : fds)
+      if (fd >= 0) ::close(fd);
+  }
+
+  std::string partial(size_t file) const { return parts[file].path + ".partial"; }
+  std::string journal_path() const { return path + ".journal"; }
+
+  Status plan(const std::vector<PackExtent>& from, const std::vector<PackAlias>& aliases);
+  Status place_extents();
+  std::vector<std::byte> first_index() const;
+  std::vector<std::byte> index_of(size_t file) const;
+  std::array<uint8_t, 16> layout() const;
+  Status start();
+  bool resume(const Journal::Content& content);
+  Status begin_anew(const std::optional<Journal::Content>& old);
+  Status check_disk() const;
+  int64_t allocated() const;
+  int64_t total_bytes() const;
+  Status write_at(size_t file, int64_t offset, std::span<const std::byte> bytes) const;
+  Status explain(Status failure, int error) const;
+  void finish_extent(size_t extent, uint64_t checksum);
+  Result<std::vector<size_t>> sync();
+  void set_model_id();
+  Status write_indexes();
+  Status publish(const std::function<void()>& named);
+  void remove_files();
+};
+
+struct PackWriter::Extent::Impl {
+  PackWriter::Impl* writer;
+  size_t extent;
+  size_t step, last_step;
   int64_t step_done = 0;  // bytes of it
-  int64_t position = 0;   // in the file, of the next byte
+  int64_t position = 0;   // in the extent, of the next byte
   int64_t written_back = 0;
   std::vector<std::byte> buffer;  // the last bytes before `position`, not written yet
   Hash hash;
 
-  ~Impl() {
-    if (fd < 0) return;
-    if (!finished) ::unlink(partial.c_str());  // while the lock is still ours
-    ::close(fd);
-  }
-
-  Status plan(const std::vector<PackExtent>& from, const std::vector<PackAlias>& aliases);
-  Status start();
-  Status write_at(int64_t offset, std::span<const std::byte> bytes);
+  Status write(std::span<const std::byte> bytes);
   Status put(std::span<const std::byte> bytes);
   Status put_zeros(int64_t up_to);
   Status flush();
-  Status write(std::span<const std::byte> bytes);
-  Status write_index();
-  Status publish();
 };
 
 // Checks everything and fixes where each byte of the file lies.
@@ -115,6 +170,7 @@ Status PackWriter::Impl::plan(const std::vector<PackExtent>& from, const std::ve
   int64_t data_bytes = 0;  // of all extents so far
   for (const PackExtent& extent : from) {
     LITE_ASSIGN(const int64_t length, extent_bytes(extent));
+    first_step.push_back(steps.size());
     int64_t end = 0;
     for (const PackEntry& e : extent.tensors) {
       LITE_ASSIGN(const Place place, place_in_extent(e, &end));
@@ -128,7 +184,7 @@ Status PackWriter::Impl::plan(const std::vector<PackExtent>& from, const std::ve
       r.alias_of = kNoAlias;
       r.data_offset = uint64_t(place.data_offset);
       r.data_bytes = uint64_t(e.data_bytes());
-      steps.push_back({data_bytes + place.data_offset, e.data_bytes(), r.extent, false});
+      steps.push_back({place.data_offset, e.data_bytes(), false});
       if (e.scaled) {
         r.flags = kScaled;
         r.scale_dtype = uint8_t(e.scale_dtype);
@@ -136,14 +192,15 @@ Status PackWriter::Impl::plan(const std::vector<PackExtent>& from, const std::ve
         r.block_cols = uint32_t(e.block_cols);
         r.scale_offset = uint64_t(place.scale_offset);
         r.scale_bytes = uint64_t(e.scale_bytes());
-        steps.push_back({data_bytes + place.scale_offset, e.scale_bytes(), r.extent, true});
+        steps.push_back({place.scale_offset, e.scale_bytes(), true});
       }
       named.push_back({e.name, r, nullptr});
     }
-    extents.push_back({0, 0, uint64_t(data_bytes), uint64_t(length), 0});
+    extents.push_back({0, 0, 0, uint64_t(length), 0});
     data_bytes += length;
     if (data_bytes > kMaxBytes) return invalid_argument("the data is too large to be real");
   }
+  first_step.push_back(steps.size());
   for (const PackAlias& alias : aliases) {
     LITE_TRY(check_name(alias.name));
     named.push_back({alias.name, {}, &alias});
@@ -195,113 +252,43 @@ Status PackWriter::Impl::plan(const std::vector<PackExtent>& from, const std::ve
   if (int64_t(header.data_offset) > kMaxIndex)
     return invalid_argument("the index takes ", header.data_offset, " bytes, expected at most ", kMaxIndex);
   for (SectionRecord& s : section_records) s.offset += header.section_data.offset;
-  for (ExtentRecord& e : extents) e.offset += header.data_offset;
-  for (Step& s : steps) s.offset += int64_t(header.data_offset);
 
   std::copy(kMagic.begin(), kMagic.end(), header.magic);
   header.version = kVersion;
   header.header_bytes = sizeof(Header);
-  header.file_bytes = header.data_offset + uint64_t(data_bytes);
-  header.file_count = 1;
-  return {};
+  state.assign(extents.size(), State::ToDo);
+  return place_extents();
 }
 
-Status PackWriter::Impl::start() {
-  struct stat there;
-  if (::stat(path.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
-    return invalid_argument("create ", path, ": it is there and is not a file");
-  LITE_ASSIGN(fd, open_partial(partial));
-  if (::ftruncate(fd, 0) != 0) return errno_status("create " + partial, errno);
-  struct statvfs disk;
-  if (::fstatvfs(fd, &disk) != 0) return errno_status("look at the disk of " + partial, errno);
-  const uint64_t available = uint64_t(disk.f_bavail) * disk.f_frsize;
-  if (available < header.file_bytes)
-    return io_error("create ", path, ": it needs ", header.file_bytes, " bytes, but the disk of ",
-                    folder_of(path), " has ", available, " available; free some or choose another disk");
-  buffer.reserve(kBuffer);
-  position = written_back = int64_t(header.data_offset);
-  return {};
-}
-
-Status PackWriter::Impl::write_at(int64_t offset, std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t n = ::pwrite(fd, bytes.data(), bytes.size(), offset);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) {
-      const int error = n < 0 ? errno : ENOSPC;
-      const char* why = error == ENOSPC || error == EDQUOT ? "the disk is full"
-                        : error == EFBIG                   ? "a file may not be so large here"
-                                                           : "the disk failed";
-      return errno_status(str("write ", partial, ": ", why, " at byte ", offset, " of ", header.file_bytes),
-                          error);
+// In order; a file that has an extent gets the next one if it stays within the split size.
+Status PackWriter::Impl::place_extents() {
+  uint32_t file = 0;
+  uint64_t end = header.data_offset;
+  bool empty = true;
+  std::vector<uint64_t> bytes;  // of each file
+  for (ExtentRecord& e : extents) {
+    if (options.split_bytes > 0 && !empty && end + e.bytes > uint64_t(options.split_bytes)) {
+      bytes.push_back(end);
+      if (++file >= kMaxFiles)
+        return invalid_argument("files of ", options.split_bytes, " bytes would be more than ", kMaxFiles,
+                                "; try a larger split size");
+      end = kPage;
     }
-    bytes = bytes.subspan(size_t(n));
-    offset += n;
+    e.file = file;
+    e.offset = end;
+    end += e.bytes;
+    empty = false;
   }
+  bytes.push_back(end);
+  header.file_count = uint32_t(bytes.size());
+  header.file_bytes = bytes[0];
+  for (uint32_t i = 0; i < header.file_count; ++i)
+    parts.push_back({part_path(path, i, header.file_count), int64_t(bytes[i])});
   return {};
 }
 
-Status PackWriter::Impl::flush() {
-  LITE_TRY(write_at(position - int64_t(buffer.size()), buffer));
-  buffer.clear();
-  if (position - written_back >= kWriteBack) {
-    // Otherwise all of it would wait in memory for the fsync at the end. Only a hint: its failure shows
-    // there.
-    (void)::sync_file_range(fd, written_back, position - written_back, SYNC_FILE_RANGE_WRITE);
-    written_back = position;
-  }
-  return {};
-}
-
-Status PackWriter::Impl::put(std::span<const std::byte> bytes) {
-  hash.add(bytes.data(), bytes.size());
-  if (buffer.size() + bytes.size() > kBuffer) LITE_TRY(flush());
-  if (bytes.size() < kBuffer)
-    buffer.insert(buffer.end(), bytes.begin(), bytes.end());
-  else
-    LITE_TRY(write_at(position, bytes));
-  position += int64_t(bytes.size());
-  return {};
-}
-
-Status PackWriter::Impl::put_zeros(int64_t up_to) {
-  static constexpr std::byte zeros[kPage] = {};
-  while (position < up_to)
-    LITE_TRY(put(std::span(zeros).first(size_t(std::min<int64_t>(up_to - position, kPage)))));
-  return {};
-}
-
-Status PackWriter::Impl::write(std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    if (step == steps.size())
-      return invalid_argument("write ", partial, ": got more data than its tensors have");
-    const Step& s = steps[step];
-    const std::span<const std::byte> piece = bytes.first(std::min(bytes.size(), size_t(s.bytes - step_done)));
-    LITE_TRY(put(piece));
-    bytes = bytes.subspan(piece.size());
-    step_done += int64_t(piece.size());
-    if (step_done < s.bytes) continue;
-    step_done = 0;
-    ++step;
-    if (step < steps.size() && steps[step].extent == s.extent) {
-      LITE_TRY(put_zeros(steps[step].offset));
-    } else {
-      ExtentRecord& extent = extents[s.extent];
-      LITE_TRY(put_zeros(int64_t(extent.offset + extent.bytes)));
-      extent.checksum = hash.digest64();
-      hash.reset();
-    }
-  }
-  return {};
-}
-
-Status PackWriter::Impl::write_index() {
-  const auto tensor_bytes = std::as_bytes(std::span(tensors));
-  const auto extent_bytes = std::as_bytes(std::span(extents));
-  const auto id =
-      hash_model(json_text, tensor_bytes, std::string_view(names).substr(0, tensor_names), extent_bytes);
-  std::copy(id.begin(), id.end(), header.model_id);
-
+// The index as the tables stand; its own checksum is not in it.
+std::vector<std::byte> PackWriter::Impl::first_index() const {
   std::vector<std::byte> index(header.data_offset);
   const auto place = [&](uint64_t offset, const void* from, size_t n) {
     if (n) std::memcpy(index.data() + offset, from, n);
@@ -309,29 +296,295 @@ Status PackWriter::Impl::write_index() {
   place(0, &header, sizeof header);
   place(header.json.offset, json_text.data(), json_text.size());
   place(header.names.offset, names.data(), names.size());
-  place(header.tensors.offset, tensors.data(), tensor_bytes.size());
-  place(header.extents.offset, extents.data(), extent_bytes.size());
+  place(header.tensors.offset, tensors.data(), tensors.size() * sizeof(TensorRecord));
+  place(header.extents.offset, extents.data(), extents.size() * sizeof(ExtentRecord));
   place(header.sections.offset, section_records.data(), section_records.size() * sizeof(SectionRecord));
   for (size_t i = 0; i < sections.size(); ++i)
     place(section_records[i].offset, sections[i].bytes.data(), sections[i].bytes.size());
-  header.index_checksum = index_checksum(index);
-  place(0, &header, sizeof header);
-  return write_at(0, index);
+  return index;
 }
 
-// From a partial file to the real one, in an order that survives a power cut: bytes, then the name.
-Status PackWriter::Impl::publish() {
-  if (::fsync(fd) != 0) return errno_status("write " + partial, errno);
-  if (::rename(partial.c_str(), path.c_str()) != 0)
-    return errno_status("rename " + partial + " to " + path, errno);
+// What a file begins with. The model id must be known.
+std::vector<std::byte> PackWriter::Impl::index_of(size_t file) const {
+  Header own = header;
+  std::vector<std::byte> index;
+  if (file == 0) {
+    index = first_index();
+  } else {
+    own.json = own.names = own.tensors = own.extents = own.sections = own.section_data = {};
+    place_parts(&own);
+    own.file_index = uint32_t(file);
+    own.file_bytes = uint64_t(parts[file].bytes);
+    index.resize(own.data_offset);
+    std::memcpy(index.data(), &own, sizeof own);
+  }
+  own.index_checksum = index_checksum(index);
+  std::memcpy(index.data(), &own, sizeof own);
+  return index;
+}
+
+std::array<uint8_t, 16> PackWriter::Impl::layout() const {
+  const std::vector<std::byte> index = first_index();
+  Hash hash;
+  hash.add(index.data(), index.size());
+  return hash.digest128();
+}
+
+Status PackWriter::Impl::start() {
+  for (const PackPart& part : parts) {
+    struct stat there;
+    if (::stat(part.path.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
+      return invalid_argument("create ", part.path, ": it is there and is not a file");
+  }
+  LITE_ASSIGN(const int first, open_partial(partial(0)));
+  fds.push_back(first);
+  mine = true;
+  const std::optional<Journal::Content> old = Journal::read(journal_path());
+  const bool same = old && !options.resume_key.empty() && old->key == options.resume_key &&
+                    old->file_count == parts.size() && old->layout == layout();
+  if (same && resume(*old)) return check_disk();
+  Status started = begin_anew(old);
+  if (!started.ok() && !options.only_resume) remove_files();
+  return started;
+}
+
+// Takes up what the journal tells of; false when the files are not as it says.
+bool PackWriter::Impl::resume(const Journal::Content& content) {
+  std::vector<int64_t> end(parts.size());  // of the durable data of each file
+  for (const Journal::Record& r : content.records) {
+    if (r.extent >= extents.size()) return false;
+    ExtentRecord& e = extents[r.extent];
+    if (state[r.extent] == State::ToDo) durable_bytes += int64_t(e.bytes);
+    state[r.extent] = State::Durable;
+    e.checksum = r.checksum;
+    end[e.file] = std::max(end[e.file], int64_t(e.offset + e.bytes));
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (i > 0) fds.push_back(::open(partial(i).c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    struct stat s = {};
+    if (fds[i] < 0 || fstat(fds[i], &s) != 0 || !S_ISREG(s.st_mode) || s.st_size < end[i] ||
+        s.st_size > parts[i].bytes)
+      return false;
+  }
+  return journal.resume(journal_path(), content).ok();
+}
+
+Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) {
+  if (options.only_resume)
+    return corrupt("create ", path, ": the partial files of the earlier start are not there any more");
+  durable_bytes = 0;
+  std::fill(state.begin(), state.end(), State::ToDo);
+  for (ExtentRecord& e : extents) e.checksum = 0;
+  for (size_t i = 1; i < fds.size(); ++i)
+    if (fds[i] >= 0) ::close(fds[i]);
+  fds.resize(1);
+  // First the journal goes: it must never tell of data that are not there.
+  if (::unlink(journal_path().c_str()) == 0) LITE_TRY(sync_folder(path));
+  for (uint32_t i = 0; old && i < old->file_count; ++i) {
+    const std::string orphan = part_path(path, i, old->file_count) + ".partial";
+    if (orphan != partial(0)) ::unlink(orphan.c_str());
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (i > 0) {
+      LITE_ASSIGN(const int fd, open_other_partial(partial(i)));
+      fds.push_back(fd);
+    }
+    if (::ftruncate(fds[i], 0) != 0) return errno_status("create " + partial(i), errno);
+  }
+  LITE_TRY(check_disk());
+  if (options.resume_key.empty()) return {};
+  return journal.create(journal_path(), {uint32_t(parts.size()), layout(), options.resume_key, {}});
+}
+
+// Bytes that the partial files take of the disk.
+int64_t PackWriter::Impl::allocated() const {
+  int64_t bytes = 0;
+  for (const int fd : fds) {
+    struct stat s;
+    if (fd >= 0 && fstat(fd, &s) == 0) bytes += int64_t(s.st_blocks) * 512;
+  }
+  return bytes;
+}
+
+Status PackWriter::Impl::check_disk() const {
+  struct statvfs disk;
+  if (::fstatvfs(fds[0], &disk) != 0) return errno_status("look at the disk of " + partial(0), errno);
+  const int64_t available = int64_t(disk.f_bavail) * int64_t(disk.f_frsize);
+  int64_t now = 0, peak = 0, all = -durable_bytes;
+  for (const PackPart& part : parts) all += part.bytes;
+  for (size_t i = 0; i < extents.size(); ++i) {
+    if (state[i] == State::ToDo) now += int64_t(extents[i].bytes);
+    peak = std::max(peak, now);
+    if (i < options.frees.size()) now -= options.frees[i];
+  }
+  const int64_t needed = std::min(peak + int64_t(header.data_offset) + kLag, all);
+  if (available >= needed) return {};
+  return io_error("create ", path, ": it needs ", needed, " bytes, but the disk of ", folder_of(path),
+                  " has ", available, " available; free ", needed - available,
+                  " bytes or choose another disk");
+}
+
+// Adds to the error of a full disk how much more it must have.
+Status PackWriter::Impl::explain(Status failure, int error) const {
+  if (error != ENOSPC && error != EDQUOT) return failure;
+  struct statvfs disk;
+  if (::fstatvfs(fds[0], &disk) != 0) return failure;
+  const int64_t left = std::max<int64_t>(0, total_bytes() - allocated());
+  return {failure.code(), str(failure.message(), "; ", left, " more bytes are needed and ",
+                              int64_t(disk.f_bavail) * int64_t(disk.f_frsize), " available")};
+}
+
+int64_t PackWriter::Impl::total_bytes() const {
+  return std::accumulate(parts.begin(), parts.end(), int64_t(0),
+                         [](int64_t sum, const PackPart& part) { return sum + part.bytes; });
+}
+
+Status PackWriter::Impl::write_at(size_t file, int64_t offset, std::span<const std::byte> bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t n = ::pwrite(fds[file], bytes.data(), bytes.size(), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const int error = n < 0 ? errno : ENOSPC;
+      return explain(write_failed(str(partial(file), " of ", parts[file].bytes, " bytes"), offset, error),
+                     error);
+    }
+    bytes = bytes.subspan(size_t(n));
+    offset += n;
+  }
+  return {};
+}
+
+void PackWriter::Impl::finish_extent(size_t extent, uint64_t checksum) {
+  const std::lock_guard lock(mutex);
+  extents[extent].checksum = checksum;
+  state[extent] = State::Finished;
+  not_durable.push_back(extent);
+}
+
+Result<std::vector<size_t>> PackWriter::Impl::sync() {
+  const std::lock_guard one(syncing);
+  std::vector<size_t> done;
+  std::vector<Journal::Record> records;
+  std::vector<bool> touched(parts.size());
+  {
+    const std::lock_guard lock(mutex);
+    done.swap(not_durable);
+    for (const size_t i : done) {
+      touched[extents[i].file] = true;
+      records.push_back({uint32_t(i), 0, extents[i].checksum});
+    }
+  }
+  for (size_t i = 0; i < parts.size(); ++i)
+    if (touched[i] && ::fdatasync(fds[i]) != 0) {
+      const int error = errno;
+      return explain(write_failed(partial(i), parts[i].bytes, error), error);
+    }
+  if (journal.is_open() && !records.empty()) LITE_TRY(journal.add(records));
+  const std::lock_guard lock(mutex);
+  for (const size_t i : done) {
+    state[i] = State::Durable;
+    durable_bytes += int64_t(extents[i].bytes);
+  }
+  return done;
+}
+
+void PackWriter::Impl::set_model_id() {
+  const auto id =
+      hash_model(json_text, std::as_bytes(std::span(tensors)),
+                 std::string_view(names).substr(0, tensor_names), std::as_bytes(std::span(extents)));
+  std::copy(id.begin(), id.end(), header.model_id);
+}
+
+Status PackWriter::Impl::write_indexes() {
+  set_model_id();
+  for (size_t i = 0; i < parts.size(); ++i) {
+    LITE_TRY(write_at(i, 0, index_of(i)));
+    if (::fsync(fds[i]) != 0) {
+      const int error = errno;
+      return explain(write_failed(partial(i), 0, error), error);
+    }
+  }
+  return {};
+}
+
+Status PackWriter::Impl::publish(const std::function<void()>& named) {
+  if (journal.is_open()) LITE_TRY(journal.add({{Journal::kPublishing, 0, 0}}));
+  LITE_TRY(give_names(path, uint32_t(parts.size())));
+  if (named) named();
+  if (journal.is_open()) ::unlink(journal_path().c_str());
   finished = true;
-  const std::string folder = folder_of(path);
-  const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder_fd < 0) return errno_status("sync " + folder, errno);
-  // Some file systems cannot sync a folder and say EINVAL.
-  const int error = ::fsync(folder_fd) != 0 && errno != EINVAL ? errno : 0;
-  ::close(folder_fd);
-  return error ? errno_status("sync " + folder, error) : Status();
+  return {};
+}
+
+void PackWriter::Impl::remove_files() {
+  for (size_t i = 0; i < fds.size(); ++i)
+    if (fds[i] >= 0) ::unlink(partial(i).c_str());
+  if (journal.is_open()) ::unlink(journal_path().c_str());
+}
+
+Status PackWriter::Extent::Impl::flush() {
+  const ExtentRecord& e = writer->extents[extent];
+  const int64_t begin = position - int64_t(buffer.size());
+  LITE_TRY(writer->write_at(e.file, int64_t(e.offset) + begin, buffer));
+  buffer.clear();
+  return {};
+}
+
+Status PackWriter::Extent::Impl::put(std::span<const std::byte> bytes) {
+  const ExtentRecord& e = writer->extents[extent];
+  hash.add(bytes.data(), bytes.size());
+  if (buffer.size() + bytes.size() > kBuffer) LITE_TRY(flush());
+  if (bytes.size() < kBuffer)
+    buffer.insert(buffer.end(), bytes.begin(), bytes.end());
+  else
+    LITE_TRY(writer->write_at(e.file, int64_t(e.offset) + position, bytes));
+  position += int64_t(bytes.size());
+  if (position - written_back >= kWriteBack) {
+    // Otherwise all of it would wait in memory for the next sync. Only a hint: its failure shows there.
+    (void)::sync_file_range(writer->fds[e.file], int64_t(e.offset) + written_back, position - written_back,
+                            SYNC_FILE_RANGE_WRITE);
+    written_back = position;
+  }
+  return {};
+}
+
+Status PackWriter::Extent::Impl::put_zeros(int64_t up_to) {
+  static constexpr std::byte zeros[kPage] = {};
+  while (position < up_to)
+    LITE_TRY(put(std::span(zeros).first(size_t(std::min<int64_t>(up_to - position, kPage)))));
+  return {};
+}
+
+Status PackWriter::Extent::Impl::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    if (step == last_step)
+      return invalid_argument("write ", writer->path, ": got more data than the tensors of extent ", extent,
+                              " have");
+    const PackWriter::Impl::Step& s = writer->steps[step];
+    const std::span<const std::byte> piece = bytes.first(std::min(bytes.size(), size_t(s.bytes - step_done)));
+    LITE_TRY(put(piece));
+    bytes = bytes.subspan(piece.size());
+    step_done += int64_t(piece.size());
+    if (step_done < s.bytes) continue;
+    step_done = 0;
+    if (++step < last_step) {
+      LITE_TRY(put_zeros(writer->steps[step].offset));
+      continue;
+    }
+    LITE_TRY(put_zeros(int64_t(writer->extents[extent].bytes)));
+    LITE_TRY(flush());
+    writer->finish_extent(extent, hash.digest64());
+  }
+  return {};
+}
+
+PackWriter::Extent::Extent() : impl_(std::make_unique<Impl>()) {}
+PackWriter::Extent::Extent(Extent&&) noexcept = default;
+PackWriter::Extent& PackWriter::Extent::operator=(Extent&&) noexcept = default;
+PackWriter::Extent::~Extent() = default;
+
+Status PackWriter::Extent::write(std::span<const std::byte> bytes) {
+  return impl_->write(bytes);
 }
 
 PackWriter::PackWriter() : impl_(std::make_unique<Impl>()) {}
@@ -339,51 +592,138 @@ PackWriter::PackWriter(PackWriter&&) noexcept = default;
 PackWriter& PackWriter::operator=(PackWriter&&) noexcept = default;
 PackWriter::~PackWriter() = default;
 
-Result<PackWriter> PackWriter::create(const std::string& path, const Json& json,
-                                      std::vector<PackSection> sections,
-                                      const std::vector<PackExtent>& extents,
-                                      const std::vector<PackAlias>& aliases) {
+Result<PackWriter> PackWriter::plan(const std::string& path, const Json& json,
+                                    std::vector<PackSection> sections, const std::vector<PackExtent>& extents,
+                                    const std::vector<PackAlias>& aliases, PackOptions options) {
   PackWriter writer;
   Impl& impl = *writer.impl_;
   impl.path = path;
-  impl.partial = path + ".partial";
   impl.sections = std::move(sections);
+  impl.options = std::move(options);
   if (!json.object()) return invalid_argument("create ", path, ": the JSON block is not an object");
   impl.json_text = json.dump();
   LITE_TRY(impl.plan(extents, aliases).in("create " + path));
-  LITE_TRY(impl.start());
   return writer;
 }
 
+Status PackWriter::start() {
+  return impl_->start();
+}
+
+Result<PackWriter> PackWriter::create(const std::string& path, const Json& json,
+                                      std::vector<PackSection> sections,
+                                      const std::vector<PackExtent>& extents,
+                                      const std::vector<PackAlias>& aliases, PackOptions options) {
+  LITE_ASSIGN(PackWriter writer, plan(path, json, std::move(sections), extents, aliases, std::move(options)));
+  LITE_TRY(writer.start());
+  return writer;
+}
+
+const std::vector<PackPart>& PackWriter::parts() const {
+  return impl_->parts;
+}
+
 int64_t PackWriter::file_bytes() const {
-  return int64_t(impl_->header.file_bytes);
+  return impl_->total_bytes();
+}
+
+int64_t PackWriter::durable_bytes() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->durable_bytes;
+}
+
+bool PackWriter::finished(size_t extent) const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->state[extent] != Impl::State::ToDo;
+}
+
+PackWriter::Extent PackWriter::begin(size_t extent) {
+  Extent e;
+  e.impl_->writer = impl_.get();
+  e.impl_->extent = extent;
+  e.impl_->step = impl_->first_step[extent];
+  e.impl_->last_step = impl_->first_step[extent + 1];
+  return e;
+}
+
+Result<std::vector<size_t>> PackWriter::sync() {
+  return impl_->sync();
 }
 
 Status PackWriter::write(std::span<const std::byte> bytes) {
-  return impl_->write(bytes);
+  Impl& impl = *impl_;
+  while (!bytes.empty()) {
+    while (impl.next < impl.extents.size() && finished(impl.next)) {
+      ++impl.next;
+      impl.current.reset();
+    }
+    if (impl.next == impl.extents.size())
+      return invalid_argument("write ", impl.path, ": got more data than its tensors have");
+    if (!impl.current) impl.current = begin(impl.next);
+    const Extent::Impl& e = *impl.current->impl_;
+    int64_t left = -e.step_done;
+    for (size_t i = e.step; i < e.last_step; ++i) left += impl.steps[i].bytes;
+    const auto piece = bytes.first(std::min(bytes.size(), size_t(left)));
+    LITE_TRY(impl.current->write(piece));
+    bytes = bytes.subspan(piece.size());
+  }
+  return {};
 }
 
 Status PackWriter::append(std::span<const std::byte> data, std::span<const std::byte> scales) {
-  const Impl& impl = *impl_;
-  const auto expected = [&](size_t step, bool scale) {
-    return step < impl.steps.size() && impl.steps[step].scale == scale ? impl.steps[step].bytes : 0;
+  Impl& impl = *impl_;
+  size_t next = impl.next;
+  while (next < impl.extents.size() && finished(next)) ++next;
+  const bool going_on = impl.current && next == impl.next;
+  const size_t step = going_on ? impl.current->impl_->step : impl.first_step[next];
+  const auto expected = [&](size_t i, bool scale) {
+    return i < impl.steps.size() && impl.steps[i].scale == scale ? impl.steps[i].bytes : 0;
   };
-  if (impl.step_done || int64_t(data.size()) != expected(impl.step, false) ||
-      int64_t(scales.size()) != expected(impl.step + 1, true))
-    return invalid_argument("write ", impl.partial, ": got ", data.size(), " bytes and ", scales.size(),
-                            " bytes of scales, expected ", expected(impl.step, false), " and ",
-                            expected(impl.step + 1, true));
+  if ((going_on && impl.current->impl_->step_done) || int64_t(data.size()) != expected(step, false) ||
+      int64_t(scales.size()) != expected(step + 1, true))
+    return invalid_argument("write ", impl.path, ": got ", data.size(), " bytes and ", scales.size(),
+                            " bytes of scales, expected ", expected(step, false), " and ",
+                            expected(step + 1, true));
   LITE_TRY(write(data));
   return write(scales);
 }
 
-Status PackWriter::finish() {
-  if (impl_->finished || impl_->step != impl_->steps.size())
-    return invalid_argument("finish ", impl_->path, ": got ", impl_->step, " parts of tensors, expected ",
-                            impl_->steps.size());
-  LITE_TRY(impl_->flush());
-  LITE_TRY(impl_->write_index());
-  return impl_->publish();
+Status PackWriter::finish(const std::function<void()>& named) {
+  Impl& impl = *impl_;
+  const auto to_do = std::count(impl.state.begin(), impl.state.end(), Impl::State::ToDo);
+  if (impl.finished || to_do > 0)
+    return invalid_argument("finish ", impl.path, ": got ", impl.extents.size() - size_t(to_do),
+                            " extents, expected ", impl.extents.size());
+  LITE_TRY(impl.sync().status());
+  LITE_TRY(impl.write_indexes());
+  return impl.publish(named);
+}
+
+void PackWriter::discard() {
+  impl_->remove_files();
+  impl_->finished = true;
+}
+
+Result<std::optional<std::string>> finish_naming(const std::string& path,
+                                                 const std::function<void()>& named) {
+  const std::optional<Journal::Content> content = Journal::read(path + ".journal");
+  if (!content || content->records.empty() || content->records.back().extent != Journal::kPublishing)
+    return std::optional<std::string>();
+  for (uint32_t i = 0; i < content->file_count; ++i) {
+    struct stat s;
+    const std::string name = part_path(path, i, content->file_count);
+    if (::stat((name + ".partial").c_str(), &s) != 0 && ::stat(name.c_str(), &s) != 0)
+      return std::optional<std::string>();
+  }
+  LITE_TRY(give_names(path, content->file_count));
+  if (named) named();
+  ::unlink((path + ".journal").c_str());
+  return std::optional(part_path(path, 0, content->file_count));
+}
+
+std::optional<std::string> unfinished_key(const std::string& path) {
+  auto content = Journal::read(path + ".journal");
+  return content ? std::optional(std::move(content->key)) : std::nullopt;
 }
 
 }  // namespace lite

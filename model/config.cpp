@@ -110,7 +110,10 @@ Status parse_quantization(Keys& config, Config* c) {
   Json effective = k.effective();
   effective.set("weight_block_size", Json::Array{128, 128});
   config.effective().set("quantization_config", effective);
-  return k.status();
+  const Status status = k.status();
+  if (status.code() != lite::Code::Unsupported && status.code() != lite::Code::InvalidArgument) return status;
+  return {status.code(),
+          status.message() + "; try the model's FP8 checkpoint with 128x128 blocks, or a BF16 one"};
 }
 
 Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,

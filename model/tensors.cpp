@@ -62,12 +62,19 @@ class Table {
   void swiglu(const std::string& prefix, int64_t width, Role role, int expert = -1) {
     const int64_t d = c.hidden_size;
     const struct {
-      const char *name, *mixtral;
-      int64_t out, in;
-    } parts[] = {{"gate_proj", "w1", width, d}, {"up_proj", "w3", width, d}, {"down_proj", "w2", d, width}};
+      const char *name, *mixtral, *fused;
+      int64_t out, in, fused_rows, fused_row;
+    } parts[] = {{"gate_proj", "w1", "gate_up_proj", width, d, 2 * width, 0},
+                 {"up_proj", "w3", "gate_up_proj", width, d, 2 * width, width},
+                 {"down_proj", "w2", "down_proj", d, width, d, 0}};
     for (const auto& part : parts) {
       TensorInfo& t = matrix(prefix + part.name, part.out, part.in, role);
       t.expert = expert;
+      if (expert >= 0) {  // transformers 5
+        t.fused = lite::str("model.layers.", layer_, ".mlp.experts.", part.fused);
+        t.fused_shape = {c.layers[layer_].n_routed_experts, part.fused_rows, part.in};
+        t.fused_row = part.fused_row;
+      }
       if (c.architecture == Architecture::Mixtral)
         t.also.push_back(lite::str("model.layers.", layer_, ".block_sparse_moe.experts.", expert, ".",
                                    part.mixtral, ".weight"));

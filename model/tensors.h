@@ -24,6 +24,11 @@ struct TensorInfo {
   bool matrix = false;       // a projection or an expert's matrix: the converter's --dtype re-encodes it
   bool output_head = false;  // gives the vocabulary's logits: the converter's --head re-encodes it
   bool optional = false;
+  // Of an expert's matrix, where some files have those of all experts in one tensor: its name and shape
+  // [experts, rows, columns]; this one is `shape[0]` rows of its expert from `fused_row` on. Else empty.
+  std::string fused;
+  std::vector<int64_t> fused_shape;
+  int64_t fused_row = 0;
   std::string same_as;  // may be absent; when present and equal to this tensor, stored as an alias of it
 };
 

@@ -51,8 +51,8 @@ struct Content {
       bytes[e.name] = {random_bytes(random, e.data_bytes()), random_bytes(random, e.scale_bytes())};
     extents.push_back({std::move(tensors), stride});
   }
-  Status write(const std::string& path) const {
-    LITE_ASSIGN(PackWriter writer, PackWriter::create(path, json, sections, extents, aliases));
+  Status write(const std::string& path, const PackOptions& options = {}) const {
+    LITE_ASSIGN(PackWriter writer, PackWriter::create(path, json, sections, extents, aliases, options));
     for (const PackExtent& extent : extents)
       for (const PackEntry& e : extent.tensors) {
         const auto& [data, scales] = bytes.at(e.name);

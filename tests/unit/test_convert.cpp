@@ -26,7 +26,7 @@ std::vector<std::string> golden_folders() {
 
 std::string data_of(const Checkpoint::Tensor& t) {
   std::string out(size_t(t.entry->bytes), '\0');
-  REQUIRE(t.file->read(*t.entry, 0, std::as_writable_bytes(std::span(out))).ok());
+  REQUIRE(t.file().read(*t.entry, 0, std::as_writable_bytes(std::span(out))).ok());
   return out;
 }
 

@@ -400,7 +400,7 @@ TEST_CASE("pack: a full disk is an error and leaves nothing behind") {
     std::signal(SIGXFSZ, SIG_IGN);
     const Status s = c.write(dir / "m");
     const bool good = s.code() == Code::Io && s.message().find("m.partial") != std::string::npos &&
-                      s.message().find(" of 4198400") != std::string::npos && dir.names().empty();
+                      s.message().find(" of 4198400 bytes") != std::string::npos && dir.names().empty();
     _exit(good ? 0 : 1);
   }
   int status = -1;

@@ -208,7 +208,7 @@ TEST_CASE("checkpoint: one file, or shards with an index") {
   checkpoint = Checkpoint::open(sharded.path());
   REQUIRE_MESSAGE(checkpoint.ok(), checkpoint.status().message());
   REQUIRE(checkpoint->find("b"));
-  CHECK(checkpoint->find("b")->file->path() == sharded / "2.safetensors");
+  CHECK(checkpoint->find("b")->file().path() == sharded / "2.safetensors");
   CHECK(checkpoint->find("b")->entry->name == "b");
 
   // As in the Hugging Face cache: links to files elsewhere.

@@ -1,0 +1,133 @@
+// The journal's bytes: a head that binds it to a layout and a key, then one checked record per finished extent.
+#include "ggml-lite/pack_journal.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "ggml-lite/file.h"
+#include "ggml-lite/pack_format.h"
+
+namespace lite::pack {
+namespace {
+
+constexpr std::string_view kJournalMagic = "DSV3JRNL";
+constexpr uint32_t kJournalVersion = 1;
+constexpr int64_t kMaxJournal = int64_t(1) << 30;
+
+struct Head {
+  char magic[8];
+  uint32_t version, file_count;
+  uint8_t layout[16];
+  uint64_t key_bytes;
+  uint64_t check;  // XXH3-64 of the fields before and of the key
+};
+static_assert(sizeof(Head) == 48);
+
+struct CheckedRecord {
+  Journal::Record record;
+  uint64_t check;  // XXH3-64 of the record
+};
+static_assert(sizeof(CheckedRecord) == 24);
+
+uint64_t check_of(const Head& head, std::string_view key) {
+  Hash hash;
+  hash.add(&head, offsetof(Head, check));
+  hash.add(key.data(), key.size());
+  return hash.digest64();
+}
+
+uint64_t check_of(const Journal::Record& record) {
+  Hash hash;
+  hash.add(&record, sizeof record);
+  return hash.digest64();
+}
+
+}  // namespace
+
+Status write_failed(const std::string& path, int64_t offset, int error) {
+  const char* why = error == ENOSPC || error == EDQUOT ? "the disk is full"
+                    : error == EFBIG                   ? "a file may not be so large here"
+                                                       : "the disk failed";
+  return errno_status(str("write ", path, ": ", why, " at byte ", offset), error);
+}
+
+Journal::~Journal() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+std::optional<Journal::Content> Journal::read(const std::string& path) {
+  const auto text = read_text(path, kMaxJournal);
+  if (!text.ok() || text->size() < sizeof(Head)) return {};
+  Head head;
+  std::memcpy(&head, text->data(), sizeof head);
+  const std::string_view rest = std::string_view(*text).substr(sizeof head);
+  if (std::string_view(head.magic, sizeof head.magic) != kJournalMagic || head.version != kJournalVersion ||
+      head.file_count < 1 || head.file_count > kMaxFiles || head.key_bytes > rest.size())
+    return {};
+  Content content;
+  content.key = rest.substr(0, head.key_bytes);
+  if (head.check != check_of(head, content.key)) return {};
+  content.file_count = head.file_count;
+  std::copy(std::begin(head.layout), std::end(head.layout), content.layout.begin());
+  size_t at = head.key_bytes;
+  for (CheckedRecord r; rest.size() - at >= sizeof r; at += sizeof r) {
+    std::memcpy(&r, rest.data() + at, sizeof r);
+    if (r.check != check_of(r.record)) break;
+    content.records.push_back(r.record);
+  }
+  content.bytes = int64_t(sizeof head + at);
+  return content;
+}
+
+Status Journal::open(const std::string& path, int64_t bytes) {
+  path_ = path;
+  end_ = bytes;
+  fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+  if (fd_ < 0) return errno_status("create " + path, errno);
+  if (::ftruncate(fd_, bytes) != 0) return errno_status("create " + path, errno);
+  return {};
+}
+
+Status Journal::write(const void* data, size_t n) {
+  const char* from = static_cast<const char*>(data);
+  while (n > 0) {
+    const ssize_t done = ::pwrite(fd_, from, n, end_);
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) return write_failed(path_, end_, done < 0 ? errno : ENOSPC);
+    from += done;
+    n -= size_t(done);
+    end_ += done;
+  }
+  return {};
+}
+
+Status Journal::create(const std::string& path, const Content& content) {
+  LITE_TRY(open(path, 0));
+  Head head = {};
+  std::copy(kJournalMagic.begin(), kJournalMagic.end(), head.magic);
+  head.version = kJournalVersion;
+  head.file_count = content.file_count;
+  std::copy(content.layout.begin(), content.layout.end(), head.layout);
+  head.key_bytes = content.key.size();
+  head.check = check_of(head, content.key);
+  LITE_TRY(write(&head, sizeof head));
+  LITE_TRY(write(content.key.data(), content.key.size()));
+  if (::fsync(fd_) != 0) return write_failed(path_, end_, errno);
+  return sync_folder(path);
+}
+
+Status Journal::resume(const std::string& path, const Content& content) {
+  return open(path, content.bytes);
+}
+
+Status Journal::add(const std::vector<Record>& records) {
+  std::vector<CheckedRecord> checked;
+  for (const Record& r : records) checked.push_back({r, check_of(r)});
+  LITE_TRY(write(checked.data(), checked.size() * sizeof(CheckedRecord)));
+  return ::fdatasync(fd_) == 0 ? Status() : write_failed(path_, end_, errno);
+}
+
+}  // namespace lite::pack

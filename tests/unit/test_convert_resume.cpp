@@ -1,0 +1,263 @@
+// Conversions that are interrupted, split, consumed or only planned.
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+#include <algorithm>
+
+#include "tests/unit/convert_source.h"
+
+using namespace convert_test;
+namespace fs = std::filesystem;
+
+namespace {
+
+ConvertOptions to(const TempDir& dir, const std::string& out, bool consume = false, int64_t split = 0) {
+  ConvertOptions options{dir / "src", dir / out, {}, false};
+  options.consume = consume;
+  options.split_bytes = split;
+  options.threads = 1;
+  return options;
+}
+
+// Stops a conversion when a part of it is done, between two syncs as a kill would.
+Status interrupted(const ConvertOptions& options, double part = 0.5) {
+  ConvertCallbacks callbacks;
+  callbacks.progress = [&](int64_t done, int64_t total) {
+    return total == 0 || double(done) < part * double(total);
+  };
+  return convert(options, callbacks).status();
+}
+
+void says(const Status& status, Code code, std::initializer_list<std::string> parts) {
+  CHECK_MESSAGE(status.code() == code, status.message());
+  for (const std::string& part : parts)
+    CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
+}
+
+std::vector<std::string> shards_in(const std::string& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().string().find(".safetensors") != std::string::npos &&
+        entry.path().extension() != ".json")
+      names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace
+
+TEST_CASE("convert: what was interrupted goes on, unless something has changed") {
+  TempDir dir;
+  const Source source;
+  source.write(dir / "src");
+  REQUIRE(convert(to(dir, "good")).ok());
+  const auto goes_on = [&](const ConvertOptions& options, const std::string& note) {
+    Notes notes;
+    const auto summary = convert(options, notes.callbacks());
+    REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+    CHECK_MESSAGE(notes.has(note), notes.texts.back());
+    CHECK(notes.has("going on with") == (note == "going on with an unfinished conversion"));
+    CHECK(!fs::exists(dir / "m.journal"));
+    CHECK(!fs::exists(dir / "m.partial"));
+  };
+  says(interrupted(to(dir, "m")), Code::Cancelled, {"are kept in " + (dir / "m") + ".partial", "goes on"});
+  goes_on(to(dir, "m"), "going on with an unfinished conversion");
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+
+  fs::remove(dir / "m");
+  CHECK(!interrupted(to(dir, "m")).ok());
+  fs::last_write_time(dir / "src/model.safetensors",
+                      fs::file_time_type::clock::now() + std::chrono::hours(1));
+  goes_on(to(dir, "m"), "started over: the checkpoint has changed since");
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+
+  fs::remove(dir / "m");
+  CHECK(!interrupted(to(dir, "m")).ok());
+  ConvertOptions other = to(dir, "m");
+  other.dtype = DType::F32;
+  goes_on(other, "started over: it had other options");
+
+  fs::remove(dir / "m");
+  CHECK(!interrupted(to(dir, "m", false, 40'000)).ok());
+  goes_on(to(dir, "m"), "started over: it had other options");
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+  CHECK(dir.names().size() == 3);  // no partial file of the split one
+
+  // What another error ends leaves nothing.
+  fs::remove(dir / "m");
+  CHECK(!interrupted(to(dir, "m")).ok());
+  Source bad = source;
+  bad.tensors["model.norm.weight"].bytes.replace(0, 4, "\xFF\xFF\xFF\xFF");
+  bad.write(dir / "src");
+  says(convert(to(dir, "m")).status(), Code::Corrupt, {"NaN"});
+  CHECK(dir.names().size() == 2);
+}
+
+TEST_CASE("convert: interrupted between the last byte and the names") {
+  TempDir dir;
+  Source().write_sharded(dir / "src");
+  REQUIRE(convert(to(dir, "good")).ok());
+  CHECK(!interrupted(to(dir, "m"), 1.0).ok());  // at the very end
+  REQUIRE(fs::exists(dir / "m.journal"));
+  const auto summary = convert(to(dir, "m"));
+  REQUIRE(summary.ok());
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+}
+
+TEST_CASE("convert: several files have the same content") {
+  TempDir dir;
+  Source().write(dir / "src");
+  REQUIRE(convert(to(dir, "one.dsv3")).ok());
+  const auto summary = convert(to(dir, "m.dsv3", false, 60'000));
+  REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+  REQUIRE(summary->files.size() > 3);
+  const auto one = PackFile::open(dir / "one.dsv3");
+  int64_t bytes = 0;
+  for (const lite::PackPart& part : summary->files) {
+    CHECK(int64_t(fs::file_size(part.path)) == part.bytes);
+    bytes += part.bytes;
+    const auto file = PackFile::open(part.path);
+    REQUIRE_MESSAGE(file.ok(), file.status().message());
+    CHECK(file->model_id() == one->model_id());
+    CHECK(file->verify().ok());
+  }
+  CHECK(bytes == summary->file_bytes);
+  says(convert(to(dir, "m.dsv3", false, 60'000)).status(), Code::InvalidArgument,
+       {"-00001-of-", "it exists"});
+  ConvertOptions force = to(dir, "m.dsv3", false, 60'000);
+  force.force = true;
+  CHECK(convert(force).ok());
+}
+
+TEST_CASE("convert: a dry run says what would be written, and writes nothing") {
+  TempDir dir;
+  Source().write(dir / "src");
+  for (const int64_t split : {0, 60'000}) {
+    ConvertOptions options = to(dir, "m.dsv3", false, split);
+    options.dry_run = true;
+    const auto planned = convert(options);
+    REQUIRE(planned.ok());
+    CHECK(dir.names() == std::vector<std::string>{"src"});
+    options.dry_run = false;
+    const auto written = convert(options);
+    REQUIRE(written.ok());
+    REQUIRE(planned->files.size() == written->files.size());
+    for (size_t i = 0; i < written->files.size(); ++i) {
+      CHECK(planned->files[i].path == written->files[i].path);
+      CHECK(planned->files[i].bytes == int64_t(fs::file_size(written->files[i].path)));
+      fs::remove(written->files[i].path);
+    }
+    int64_t bytes = 0, extents = 0;
+    for (const auto& use : planned->roles) {
+      bytes += use.bytes;
+      extents += use.extents;
+      if (use.role == "routed_experts") CHECK(use.extents == 2 * 4);
+    }
+    CHECK(planned->aliases == 2);
+    CHECK(bytes < planned->file_bytes);
+    CHECK(extents > 20);
+  }
+}
+
+TEST_CASE("convert: shards are consumed, and an interrupted conversion needs them no more") {
+  TempDir dir;
+  const Source source;
+  source.write_sharded(dir / "src");
+  REQUIRE(convert(to(dir, "good")).ok());
+  CHECK(shards_in(dir / "src").size() == 3);
+  // What has no name any more is not open either: it would keep its room on the disk.
+  ConvertCallbacks callbacks;
+  size_t looks = 0;
+  callbacks.progress = [&](int64_t done, int64_t total) {
+    if (done < total) return true;
+    std::error_code error;
+    for (const auto& fd : fs::directory_iterator("/proc/self/fd", error))
+      CHECK(fs::read_symlink(fd.path(), error).string().find("(deleted)") == std::string::npos);
+    looks += !fs::exists(dir / "src/0.safetensors");
+    return true;
+  };
+  REQUIRE(convert(to(dir, "m", true), callbacks).ok());
+  CHECK(looks > 0);
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+  CHECK(shards_in(dir / "src").empty());
+  CHECK(fs::exists(dir / "src/config.json"));
+  CHECK(fs::exists(dir / "src/model.safetensors.index.json"));
+
+  // Interrupted when shards are gone already.
+  for (const double part : {0.3, 0.7, 0.95, 1.0}) {
+    CAPTURE(part);
+    fs::remove_all(dir / "src");
+    fs::remove(dir / "m");
+    source.write_sharded(dir / "src");
+    CHECK(interrupted(to(dir, "m", true), part).code() == Code::Cancelled);
+    if (part == 1.0) {
+      // All but the last extent is durable: the next start consumes what that needs no more, and stops.
+      CHECK(interrupted(to(dir, "m", true), 0.0).code() == Code::Cancelled);
+      const std::vector<std::string> left = shards_in(dir / "src");
+      CHECK(left.size() == 3);
+      CHECK(std::count_if(left.begin(), left.end(), [](const auto& n) { return n.ends_with(".consumed"); }) >
+            0);
+      says(convert(to(dir, "elsewhere", true)).status(), Code::InvalidArgument,
+           {"were consumed by a conversion that did not end", "its journal is gone"});
+      ConvertOptions other = to(dir, "m", true);
+      other.dtype = DType::BF16;
+      says(convert(other).status(), Code::InvalidArgument, {"it had other options"});
+      const std::string partial = slurp(dir / "m.partial");
+      spill(dir / "m.partial", "");
+      says(convert(to(dir, "m", true)).status(), Code::Corrupt, {"are not there any more"});
+      spill(dir / "m.partial", partial);
+    }
+    const auto summary = convert(to(dir, "m", true));
+    REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+    CHECK(slurp(dir / "m") == slurp(dir / "good"));
+    CHECK(shards_in(dir / "src").empty());
+    CHECK(!fs::exists(dir / "m.journal"));
+  }
+}
+
+TEST_CASE("convert: only what is in the packed file is consumed, and nothing that others use") {
+  TempDir dir;
+  Source source;
+  source.tensors["extra"] = {"F32", {1}, std::string(4, '\0')};
+  source.write_sharded(dir / "src");
+  Notes notes;
+  REQUIRE(convert(to(dir, "m", true), notes.callbacks()).ok());
+  CHECK(shards_in(dir / "src").size() == 1);
+  CHECK(notes.has("--consume keeps shards with tensors that are not converted: 0.safetensors"));
+
+  // A link out of the folder.
+  source = Source();
+  fs::remove_all(dir / "src");
+  source.write_sharded(dir / "src");
+  fs::rename(dir / "src/1.safetensors", dir / "elsewhere");
+  fs::create_symlink(dir / "elsewhere", dir / "src/1.safetensors");
+  says(convert(to(dir, "n", true)).status(), Code::InvalidArgument,
+       {"1.safetensors", "it is a link to", "elsewhere"});
+  CHECK(shards_in(dir / "src").size() == 3);
+  CHECK(!fs::exists(dir / "n.partial"));
+
+  // A snapshot of the cache: the blob goes with the link, unless another snapshot has it, too.
+  for (const bool shared : {false, true}) {
+    CAPTURE(shared);
+    const std::string repository = dir / (shared ? "models--o--s" : "models--o--n");
+    const std::string a = repository + "/snapshots/" + std::string(40, 'a'),
+                      b = repository + "/snapshots/" + std::string(40, 'b');
+    fs::create_directories(b);
+    fs::create_directories(repository + "/blobs");
+    source.write_sharded(a);
+    for (const char* name : {"0.safetensors", "1.safetensors", "2.safetensors"}) {
+      fs::rename(a + "/" + name, repository + "/blobs/hash" + name);
+      fs::create_symlink("../../blobs/hash" + std::string(name), a + "/" + name);
+    }
+    if (shared) fs::create_symlink("../../blobs/hash0.safetensors", b + "/0.safetensors");
+    ConvertOptions options = to(dir, shared ? "s" : "t", true);
+    options.source = a;
+    Notes said;
+    const auto summary = convert(options, said.callbacks());
+    REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+    CHECK(said.has(lite::str("--consume will delete ", shared ? 2 : 3, " blobs of the Hugging Face cache")));
+    CHECK(said.has("another snapshot in the cache uses: 0.safetensors") == shared);
+    CHECK(fs::exists(repository + "/blobs/hash0.safetensors") == shared);
+    CHECK(!fs::exists(repository + "/blobs/hash1.safetensors"));
+    CHECK(shards_in(a).size() == (shared ? 1 : 0));
+  }
+}
