@@ -88,11 +88,13 @@ typedef void (*dsv3_log)(void* user, dsv3_log_level level, const char* text); /*
 
 typedef struct dsv3_model_options {
   uint32_t struct_size;
-  int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
-  const char* backend; /* "cpu", the fast one (default), or "ref", the reference: scalar f32, slow, obviously right */
-  const char* isa;     /* of "cpu": "auto" (default) is the best path this machine has; or "portable", "avx2", "avx512",
+  int32_t verify; /* not 0: compare all data with its checksums first, at the speed of the disk */
+  const char*
+      backend; /* "cpu", the fast one (default), or "ref", the reference: scalar f32, slow, obviously right */
+  const char*
+      isa; /* of "cpu": "auto" (default) is the best path this machine has; or "portable", "avx2", "avx512",
                           "avx512bf16", "amx". UNSUPPORTED when the machine has not got it. */
-  dsv3_log log;        /* warnings and facts worth telling; default none */
+  dsv3_log log; /* warnings and facts worth telling; default none */
   void* log_user;
   dsv3_progress progress; /* of the verification, in bytes */
   void* progress_user;
@@ -133,7 +135,8 @@ typedef struct dsv3_model_info {
   int32_t n_outputs;           /* logits per row: vocab_size, the number of labels, or 2 */
   int32_t pad_token_id;        /* -1: none */
   int32_t n_experts_per_token; /* most that any layer chooses; 0: no layer has experts */
-  int64_t parameters_per_token; /* weights that a token of a prompt is multiplied with: all layers', not the head's */
+  int64_t
+      parameters_per_token; /* weights that a token of a prompt is multiplied with: all layers', not the head's */
 } dsv3_model_info;
 
 /* Any thread. */
@@ -322,7 +325,7 @@ typedef struct dsv3_session_options {
       max_batch_tokens; /* tokens of one pass; a longer batch is cut into passes; default min(context, 512) */
   int32_t max_logits;   /* most rows of logits one call may ask for; default max_seqs */
   int32_t n_threads;    /* default: the physical cores this process may run on */
-  int32_t exact;        /* not 0: f32 activations into every product. Otherwise prompts round them to bf16 where that
+  int32_t exact; /* not 0: f32 activations into every product. Otherwise prompts round them to bf16 where that
                            is faster (docs/accuracy.md has what it costs); decoding never does. */
   dsv3_attention attention;
   dsv3_gemm gemm;
@@ -366,11 +369,12 @@ typedef struct dsv3_batch {
   const int32_t* token;       /* [n] ids in 0..vocab_size-1 */
   const int32_t* seq;         /* [n] sequence of each, 0..max_seqs-1; null: all 0. Any interleaving. */
   const uint8_t* want_logits; /* [n] not 0: its logits; null: the last token of each sequence in the batch */
-  const int32_t* router_ids;  /* with option given_routing: the experts of each token, [n][m][k] for the m layers that
+  const int32_t*
+      router_ids;   /* with option given_routing: the experts of each token, [n][m][k] for the m layers that
                                  have experts, in order, and k = n_experts_per_token of the model; a layer that
                                  chooses fewer reads its first. They are weighted as the layer's router scores them.
                                  An MTP layer chooses for itself. */
-  dsv3_phase phase;           /* which kernels: auto is decode iff no sequence has more than one token here */
+  dsv3_phase phase; /* which kernels: auto is decode iff no sequence has more than one token here */
 } dsv3_batch;
 
 /* Appends the tokens to their sequences, each at its sequence's next position, and computes the logits asked for.
@@ -551,10 +555,10 @@ DSV3_API dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_b
  * share of the ceiling. Machines change their speed from second to second; measure beside what is compared. */
 typedef struct dsv3_meter dsv3_meter;
 typedef struct dsv3_ceilings {
-  uint32_t struct_size;  /* set by the caller */
-  double read_GBps;      /* reading memory */
-  double f32_GFLOPS;     /* f32 multiply-adds, two operations each */
-  double matrix_GFLOPS;  /* those of the widest bf16 arithmetic that prompts use; f32_GFLOPS without one */
+  uint32_t struct_size; /* set by the caller */
+  double read_GBps;     /* reading memory */
+  double f32_GFLOPS;    /* f32 multiply-adds, two operations each */
+  double matrix_GFLOPS; /* those of the widest bf16 arithmetic that prompts use; f32_GFLOPS without one */
 } dsv3_ceilings;
 
 /* Takes 512 MiB until it is freed. n_threads 0: the physical cores. OUT_OF_MEMORY. */

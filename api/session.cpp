@@ -50,8 +50,8 @@ Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_ses
   s.device = m.device;
   s.exact = o.exact != 0;
   if (o.attention != DSV3_ATTENTION_AUTO)
-    s.attention =
-        o.attention == DSV3_ATTENTION_EXPANDED ? dsv3::AttentionForm::Expanded : dsv3::AttentionForm::Absorbed;
+    s.attention = o.attention == DSV3_ATTENTION_EXPANDED ? dsv3::AttentionForm::Expanded
+                                                         : dsv3::AttentionForm::Absorbed;
   const bool ue8m0 = o.gemm == DSV3_GEMM_FP8_UE8M0 ||
                      (o.gemm == DSV3_GEMM_FP8 && config.scale_fmt == dsv3::ScaleFormat::Ue8m0);
   s.rounding = o.gemm == DSV3_GEMM_F32 ? lite::Rounding::None

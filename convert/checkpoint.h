@@ -41,7 +41,7 @@ class Checkpoint {
   const std::string& folder() const { return folder_; }
   const std::vector<Shard>& shards() const { return shards_; }
   std::vector<Shard>& shards() { return shards_; }
-  const Tensor* find(std::string_view name) const;  // null when absent
+  const Tensor* find(std::string_view name) const;                                // null when absent
   const std::map<std::string_view, Tensor>& tensors() const { return tensors_; }  // by name
 
  private:

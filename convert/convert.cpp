@@ -24,7 +24,8 @@ namespace fs = std::filesystem;
 using lite::Code;
 
 std::string dtype_text(const ConvertOptions& options) {
-  return lite::str(options.dtype ? lite::info(*options.dtype).name : "keep", options.f8_head ? ", F8_E4M3 head" : "");
+  return lite::str(options.dtype ? lite::info(*options.dtype).name : "keep",
+                   options.f8_head ? ", F8_E4M3 head" : "");
 }
 
 // What ties the journal of an unfinished conversion to its checkpoint and options. The aliases are in it because

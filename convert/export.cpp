@@ -107,8 +107,10 @@ Result<ExportSummary> Export::run() {
     return lite::unsupported(what, ": it was made with --dtype ", lite::info(*provenance.dtype).name,
                              ", so the checkpoint's own bits are not in it; convert again without --dtype");
   if (provenance.f8_head)
-    return lite::unsupported(what, ": it was made with --head f8, so the checkpoint's own output head is not in it; "
-                             "convert again without --head");
+    return lite::unsupported(
+        what,
+        ": it was made with --head f8, so the checkpoint's own output head is not in it; "
+        "convert again without --head");
   std::error_code error;
   if (fs::exists(folder_, error))
     return lite::invalid_argument(what, ": ", folder_, " exists; expected the name of a new folder");

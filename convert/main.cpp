@@ -193,9 +193,9 @@ lite::Status run(const Arguments& arguments, Progress* progress) {
                     summary.dropped.size() > 1 ? ", ..." : ""));
     return {};
   }
-  LITE_ASSIGN(const dsv3::ConvertSummary summary,
-              arguments.is_random ? dsv3::write_random_model(arguments.random, callbacks)
-                                  : dsv3::convert(options, callbacks));
+  LITE_ASSIGN(const dsv3::ConvertSummary summary, arguments.is_random
+                                                      ? dsv3::write_random_model(arguments.random, callbacks)
+                                                      : dsv3::convert(options, callbacks));
   if (options.dry_run) {
     print_plan(summary);
     return {};
@@ -217,9 +217,10 @@ int main(int argc, char** argv) {
       "Converts a checkpoint (config.json, *.safetensors, tokenizer) into one packed file for dsv3.\n"
       "With --check, SRC MODEL: compares. With --export, MODEL FOLDER: writes the checkpoint back.",
       "dsv3-convert");
-  app.add_option("SRC", options.source,
-                 "the checkpoint's folder, or ORG/NAME[@REVISION] in the local Hugging Face cache; with --random, a "
-                 "config.json")
+  app.add_option(
+         "SRC", options.source,
+         "the checkpoint's folder, or ORG/NAME[@REVISION] in the local Hugging Face cache; with --random, a "
+         "config.json")
       ->required()
       ->type_name("");
   app.add_option("OUT", options.out, "the file to write: NAME.dsv3")->required()->type_name("");
@@ -234,7 +235,8 @@ int main(int argc, char** argv) {
                                      "make a model with random weights, for tests and benchmarks: SRC is its "
                                      "config.json; --dtype bf16 or another");
   app.add_option("--seed", arguments.random.seed, "of the random weights (default 1)")->needs(random);
-  app.add_option("--layers", arguments.random.layers, "only the first N layers of the random model")->needs(random);
+  app.add_option("--layers", arguments.random.layers, "only the first N layers of the random model")
+      ->needs(random);
   app.add_option("--split-size", split_size,
                  "write NAME-00001-of-0000N.dsv3 and so on, each at most so large: 50G, 500M")
       ->type_name("N[G|M]");

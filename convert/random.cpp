@@ -134,9 +134,9 @@ Result<ConvertSummary> RandomModel::run() {
   lite::PackOptions how;
   how.split_bytes = options_.split_bytes;
   LITE_ASSIGN(lite::PackWriter writer,
-              lite::PackWriter::plan(
-                  options_.out, json, {{"config.json", json_.dump()}, {"provenance.json", provenance.dump()}},
-                  extents, aliases_, std::move(how)));
+              lite::PackWriter::plan(options_.out, json,
+                                     {{"config.json", json_.dump()}, {"provenance.json", provenance.dump()}},
+                                     extents, aliases_, std::move(how)));
   for (const lite::PackPart& part : writer.parts()) LITE_TRY(check_destination(part.path, options_.force));
   LITE_TRY(writer.start());
   for (const Stored& t : stored_) total_ += t.entry.data_bytes() + t.entry.scale_bytes();

@@ -57,7 +57,8 @@ struct NormParams {
 };
 struct LinearParams {
   Rounding rounding = Rounding::None;
-  bool f32 = false;  // activations stay f32 in every mode: what follows decides (a router) or is the result (a head)
+  bool f32 =
+      false;  // activations stay f32 in every mode: what follows decides (a router) or is the result (a head)
 };
 struct LinearPerHeadParams {
   int64_t head_rows, row0, rows;

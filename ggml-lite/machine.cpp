@@ -22,7 +22,8 @@ std::vector<int> core_processors() {
     if (!CPU_ISSET(cpu, &allowed)) continue;
     std::ifstream file(str("/sys/devices/system/cpu/cpu", cpu, "/topology/thread_siblings_list"));
     std::string siblings;
-    if (cores.insert(std::getline(file, siblings) ? siblings : str("cpu", cpu)).second) processors.push_back(cpu);
+    if (cores.insert(std::getline(file, siblings) ? siblings : str("cpu", cpu)).second)
+      processors.push_back(cpu);
   }
   if (processors.empty()) processors.push_back(0);
   return processors;

@@ -20,7 +20,8 @@ class TeamState {
  private:
   alignas(64) std::atomic<int> waiting_ = 0;
   alignas(64) std::atomic<uint32_t> epoch_ = 0;
-  alignas(64) std::atomic<int64_t> tail_ = 0;  // tasks taken from the tail of the list; zero after every barrier
+  alignas(64) std::atomic<int64_t> tail_ =
+      0;  // tasks taken from the tail of the list; zero after every barrier
 };
 
 // One thread's place.

@@ -29,7 +29,8 @@ class Model {
 
   int64_t parameters() const;       // of everything stored, aliases once
   int64_t bytes_per_token() const;  // weights read to decode one token
-  int64_t parameters_per_token() const;  // weights that a token of a prompt is multiplied with: without the head
+  int64_t parameters_per_token()
+      const;  // weights that a token of a prompt is multiplied with: without the head
 
   // Everything as one JSON text; see dsv3_model_describe. Built at the first call.
   const std::string& describe();

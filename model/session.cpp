@@ -207,8 +207,9 @@ Status Session::check_routing(const Batch& batch) const {
       if (!l.moe || &l - model_.config().layers.data() >= model_.config().num_hidden_layers) continue;
       for (int64_t j = 0; j < l.num_experts_per_tok; ++j)
         if (id[j] < 0 || id[j] >= l.n_routed_experts)
-          return invalid_argument("evaluate: router_ids of token ", i, ", layer ", &l - model_.config().layers.data(),
-                                  ": got ", id[j], ", expected 0..", l.n_routed_experts - 1);
+          return invalid_argument("evaluate: router_ids of token ", i, ", layer ",
+                                  &l - model_.config().layers.data(), ": got ", id[j], ", expected 0..",
+                                  l.n_routed_experts - 1);
       id += most_experts_;
     }
   return {};

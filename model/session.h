@@ -45,7 +45,8 @@ struct Batch {
   std::span<const int32_t> token;
   const int32_t* seq;          // null: all 0
   const uint8_t* want_logits;  // null: the last token of each sequence
-  const int32_t* router_ids;  // with given_routing: [n][layers with experts][most experts a token of any layer has]
+  const int32_t*
+      router_ids;  // with given_routing: [n][layers with experts][most experts a token of any layer has]
   std::optional<lite::Phase> phase;  // none: decode iff no sequence has more than one token here
 };
 
@@ -119,7 +120,8 @@ class Session {
   Session(Model& model, const SessionOptions& options);
   Status plan();      // graphs and layouts; no memory yet
   Status allocate();  // and bind
-  Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs, std::span<std::byte* const> streams);
+  Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs,
+                                         std::span<std::byte* const> streams);
   AttentionForm choose_form() const;
   Status check(const Batch& batch);
   Status check_routing(const Batch& batch) const;

@@ -78,7 +78,8 @@ class Bench {
             truncate(s, depth);
           }
         }
-      for (size_t i = 0; i < settings_.size(); ++i) rows.push_back(row(settings_[i], depth, prefill[i], decode[i]));
+      for (size_t i = 0; i < settings_.size(); ++i)
+        rows.push_back(row(settings_[i], depth, prefill[i], decode[i]));
     }
     return rows;
   }
@@ -91,7 +92,8 @@ class Bench {
     options.context = deepest + std::max({o_.prompt, o_.generate, 1});
     options.max_batch_tokens = std::max(1, std::min(options.context, 2048));
     Session session = new_session(model, options);
-    const bool wide = compute.kv == "f32" || (compute.kv == "auto" && (compute.exact || compute.backend == "ref"));
+    const bool wide =
+        compute.kv == "f32" || (compute.kv == "auto" && (compute.exact || compute.backend == "ref"));
     settings_.push_back({name, std::move(model), std::move(session), wide ? 4 : 2});
   }
 
@@ -169,7 +171,8 @@ class Bench {
                                 [&](double t, double ceiling) { return flop / t / 1e9 / ceiling; });
     }
     if (!decode.seconds.empty()) {
-      const double cached = double(info_.kv_values_per_token) * s.kv_bytes * (depth + (o_.generate - 1) / 2.0);
+      const double cached =
+          double(info_.kv_values_per_token) * s.kv_bytes * (depth + (o_.generate - 1) / 2.0);
       const double bytes = (double(info_.bytes_per_token) + cached) * o_.generate;
       r["generate"] = o_.generate;
       r["decode_tok_s"] = o_.generate / median(decode.seconds);

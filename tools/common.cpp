@@ -301,7 +301,8 @@ void ComputeOptions::add_to(CLI::App* command) {
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->capture_default_str();
   command->add_flag("--exact", exact, "f32 activations in every product, also where bf16 is faster");
-  command->add_option("--backend", backend, "what computes: cpu, or ref, the slow reference")->capture_default_str();
+  command->add_option("--backend", backend, "what computes: cpu, or ref, the slow reference")
+      ->capture_default_str();
   command->add_option("--isa", isa, "instruction sets of --backend cpu: auto, or one that --version names")
       ->capture_default_str();
 }

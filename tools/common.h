@@ -91,7 +91,7 @@ class Progress {
 // A dsv3_progress whose user is a Progress.
 int show_progress(void* progress, int64_t done, int64_t total);
 
-double seconds();  // of a clock that never jumps
+double seconds();                               // of a clock that never jumps
 std::string decimal(double value, int places);  // 3.14
 
 // ---- signals ----------------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ void read_routing(const DumpOptions& o, const std::vector<RoutedLayer>& routed, 
            shape_text({s->length(), r.num_experts_per_tok}));
     for (int64_t token = 0; token < s->length(); ++token)
       for (int64_t j = 0; j < r.num_experts_per_tok; ++j)
-        s->router_ids[size_t((token * layers + i) * most + j)] = int32_t(t.values[size_t(token * r.num_experts_per_tok + j)]);
+        s->router_ids[size_t((token * layers + i) * most + j)] =
+            int32_t(t.values[size_t(token * r.num_experts_per_tok + j)]);
     ++i;
   }
 }
@@ -319,8 +320,9 @@ void add_dump(CLI::App* program) {
       ->add_option("--logits-to-keep", o->logits_to_keep,
                    "positions whose logits are written: 0 all (default), n the last n, or a list: [0,5,3]")
       ->type_name("N");
-  command->add_option("--routing", o->routing,
-                      "send tokens to the experts that an earlier dump of the same ids recorded (router_ids.L)");
+  command->add_option(
+      "--routing", o->routing,
+      "send tokens to the experts that an earlier dump of the same ids recorded (router_ids.L)");
   command->add_flag("--mtp", o->mtp, "evaluate the multi-token-prediction layer, too");
   o->compute.backend = "ref";
   o->compute.add_to(command);

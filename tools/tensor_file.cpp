@@ -173,7 +173,8 @@ TensorValues read_tensor(const std::string& path, const std::string& name) {
     for (size_t i = 0; i < t.values.size(); ++i) {
       int64_t value;
       std::memcpy(&value, &bytes[i * 8], 8);
-      if (value < 0 || value >= 1 << 24) fail("read ", what, ": element ", i, ": got ", value, ", expected 0..2^24");
+      if (value < 0 || value >= 1 << 24)
+        fail("read ", what, ": element ", i, ": got ", value, ", expected 0..2^24");
       t.values[i] = float(value);
     }
   else

@@ -14,9 +14,9 @@
 namespace lite::cpu {
 namespace {
 
-constexpr int64_t kSpan = 256;       // positions of a block
-constexpr int64_t kQueryRows = 64;   // rows that meet a block at once in a prompt
-constexpr int64_t kMaxSplits = 32;   // parts of a sequence that threads do side by side
+constexpr int64_t kSpan = 256;      // positions of a block
+constexpr int64_t kQueryRows = 64;  // rows that meet a block at once in a prompt
+constexpr int64_t kMaxSplits = 32;  // parts of a sequence that threads do side by side
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // Where the cached rows of the step's sequences are.
@@ -35,8 +35,9 @@ struct Cache {
   }
   int64_t visible(int64_t s, int64_t token) const { return length(s) - count(s) + (token - first(s)) + 1; }
   const std::byte* row(int64_t s, int64_t position) const {
-    return stream.data + (int64_t(blocks.row<int32_t>(s)[position / kBlockRows]) * kBlockRows + position % kBlockRows) *
-                             stream.stride[0];
+    return stream.data +
+           (int64_t(blocks.row<int32_t>(s)[position / kBlockRows]) * kBlockRows + position % kBlockRows) *
+               stream.stride[0];
   }
 };
 
@@ -149,7 +150,8 @@ class Attention {
         team_(team),
         k_(*a.k),
         arithmetic_(a),
-        cache_{g.tensor(n.in[stream]), g.tensor(n.in[stream + 1]).row<int32_t>(0), g.tensor(n.in[stream + 2])},
+        cache_{g.tensor(n.in[stream]), g.tensor(n.in[stream + 1]).row<int32_t>(0),
+               g.tensor(n.in[stream + 2])},
         y_(g.tensor(n.out[0])),
         shape_(g, n),
         m_(g, n, g.tensor(n.workspace).data, team.size, team.index),
@@ -199,7 +201,8 @@ void Attention::read_span(int64_t s, int64_t group, int64_t first, int64_t n, Sp
   const int64_t size = size_of(stream.dtype), groups = shape_.heads / shape_.group;
   // Latent rows are [latent ; key], of which all is the key and the latent the value; others [keys ; values].
   const bool latent = n_.op == Op::AttentionLatent;
-  const int64_t key_at = latent ? 0 : group * shape_.key, value_at = latent ? 0 : (groups + group) * shape_.value;
+  const int64_t key_at = latent ? 0 : group * shape_.key,
+                value_at = latent ? 0 : (groups + group) * shape_.value;
   *span = {};
   span->first = first;
   span->n = n;
@@ -252,15 +255,15 @@ void Attention::expand_span(const Tensor& kv_b, int64_t s, int64_t h, int64_t fi
 void Attention::meet(const Span& span, Queries& queries) {
   if (bf16_)
     k_.gemm_bf16(reinterpret_cast<const uint16_t* const*>(queries.q), queries.n,
-                 reinterpret_cast<const uint16_t* const*>(span.key), span.n, shape_.key, m_.scores, kSpan, false);
+                 reinterpret_cast<const uint16_t* const*>(span.key), span.n, shape_.key, m_.scores, kSpan,
+                 false);
   else
     k_.gemm_f32(reinterpret_cast<const float* const*>(queries.q), queries.n,
                 reinterpret_cast<const float* const*>(span.key), span.n, shape_.key, m_.scores, kSpan, false);
   for (int64_t i = 0; i < queries.n; ++i) {
     float* const score = m_.scores + i * kSpan;
     const int64_t end = std::clamp<int64_t>(queries.visible[i] - span.first, 0, span.n);
-    const int64_t begin =
-        std::clamp<int64_t>(shape_.first_visible(queries.visible[i]) - span.first, 0, end);
+    const int64_t begin = std::clamp<int64_t>(shape_.first_visible(queries.visible[i]) - span.first, 0, end);
     std::fill_n(score, begin, 0.0f);
     std::fill_n(score + end, span.n - end, 0.0f);
     if (begin == end) continue;
@@ -352,7 +355,8 @@ void Attention::prompt_cached() {
     int64_t s = 0;
     for (; i >= ceil_div(cache_.count(s), tokens) * groups * parts; ++s)
       i -= ceil_div(cache_.count(s), tokens) * groups * parts;
-    const int64_t part = i % parts, gr = i / parts % groups, t0 = cache_.first(s) + i / parts / groups * tokens;
+    const int64_t part = i % parts, gr = i / parts % groups,
+                  t0 = cache_.first(s) + i / parts / groups * tokens;
     const int64_t t1 = std::min<int64_t>(t0 + tokens, cache_.first(s) + cache_.count(s));
     const int64_t h0 = gr * group + part * rows, h1 = std::min(h0 + rows, (gr + 1) * group);
     Queries queries;
@@ -397,7 +401,8 @@ void Attention::expanded(const Tensor& kv_b) {
         meet(span, queries);
       }
     }
-    for (int64_t t = first; t < end; ++t) k_.scale(y_.row<float>(t, h), 1 / m_.state[t - first].total, shape_.value);
+    for (int64_t t = first; t < end; ++t)
+      k_.scale(y_.row<float>(t, h), 1 / m_.state[t - first].total, shape_.value);
   });
 }
 

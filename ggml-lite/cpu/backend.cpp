@@ -49,7 +49,8 @@ class CpuBackend final : public Backend {
       case Op::AttentionLatent:
       case Op::AttentionExpanded:
       case Op::AttentionGrouped: return cpu::attention_workspace(g, n, threads);
-      case Op::MoeFfn: return is_swiglu(g, n) ? cpu::moe_workspace(g, n, threads) : ref::moe_workspace(g, n, threads);
+      case Op::MoeFfn:
+        return is_swiglu(g, n) ? cpu::moe_workspace(g, n, threads) : ref::moe_workspace(g, n, threads);
       default: return ref::workspace_bytes(g, n, threads);
     }
   }

@@ -34,7 +34,8 @@ Result<std::unique_ptr<CeilingMeter>> CeilingMeter::create(int n_threads, Isa is
   LITE_ASSIGN(Buffer memory, allocate_host(kMemory));
   std::byte* const p = memory.get();
 #pragma omp parallel for num_threads(n_threads)
-  for (int64_t i = 0; i < kMemory; i += 4096) *reinterpret_cast<float*>(p + i) = 1;  // not the one page of zeros
+  for (int64_t i = 0; i < kMemory; i += 4096)
+    *reinterpret_cast<float*>(p + i) = 1;  // not the one page of zeros
   return std::unique_ptr<CeilingMeter>(new CeilingMeter(n_threads, isa, std::move(memory)));
 }
 

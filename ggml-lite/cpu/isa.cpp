@@ -44,8 +44,8 @@ bool tiles_granted() {
 bool detect(Isa isa) {
   const Cpuid basic(1, 0), features(7, 0), more(7, 1);
   const uint64_t saved = saved_state();
-  const bool avx2 = bits(basic.ecx, {12, 28, 29}) /* FMA, AVX, F16C */ && bits(features.ebx, {5}) &&
-                    (saved & 0x6) == 0x6;
+  const bool avx2 =
+      bits(basic.ecx, {12, 28, 29}) /* FMA, AVX, F16C */ && bits(features.ebx, {5}) && (saved & 0x6) == 0x6;
   const bool avx512 = avx2 && bits(features.ebx, {16, 17, 30, 31}) /* F, DQ, BW, VL */ &&
                       bits(features.ecx, {1}) /* VBMI */ && (saved & 0xE6) == 0xE6;
   const bool bf16 = avx512 && bits(more.eax, {5});
@@ -55,8 +55,8 @@ bool detect(Isa isa) {
     case Isa::Avx512: return avx512;
     case Isa::Avx512Bf16: return bf16;
     case Isa::Amx:
-      return bf16 && bits(features.edx, {22, 24}) /* AMX-BF16, AMX-TILE */ &&
-             (saved & 0x60000) == 0x60000 && tiles_granted();
+      return bf16 && bits(features.edx, {22, 24}) /* AMX-BF16, AMX-TILE */ && (saved & 0x60000) == 0x60000 &&
+             tiles_granted();
   }
   return false;
 }

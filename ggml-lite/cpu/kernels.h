@@ -17,8 +17,8 @@ enum class Elem : uint8_t { F32, Bf16, F16, F8 };
 struct Kernels {
   // y[t * y_stride + o] = sum_k w[o][k] * x[t][k] for o < n, t < tokens <= kGemvTokens. Decode: every weight is read
   // once, several rows at a time. w_stride in bytes, y_stride in elements; x as gemv_prepare left it.
-  void (*gemv)(Elem type, const void* w, int64_t w_stride, int64_t n, int64_t k, const float* x, int64_t tokens,
-               float* y, int64_t y_stride);
+  void (*gemv)(Elem type, const void* w, int64_t w_stride, int64_t n, int64_t k, const float* x,
+               int64_t tokens, float* y, int64_t y_stride);
   // Token t's row of k values to where gemv reads them: x has tokens * round_up(k, 64) places, 64 of one token after 64
   // of the next, so that no two tokens compete for a line of the cache; zeros behind the row's end.
   void (*gemv_prepare)(Elem type, const float* from, int64_t k, int64_t t, int64_t tokens, float* x);
@@ -27,8 +27,8 @@ struct Kernels {
   // f32 or bf16 (gemm_bf16 is null where a path has no such arithmetic). add: to what is in c.
   void (*gemm_f32)(const float* const* a, int64_t m, const float* const* b, int64_t n, int64_t k, float* c,
                    int64_t c_stride, bool add);
-  void (*gemm_bf16)(const uint16_t* const* a, int64_t m, const uint16_t* const* b, int64_t n, int64_t k, float* c,
-                    int64_t c_stride, bool add);
+  void (*gemm_bf16)(const uint16_t* const* a, int64_t m, const uint16_t* const* b, int64_t n, int64_t k,
+                    float* c, int64_t c_stride, bool add);
 
   // y[i][j] += sum over p < k, in order, of a[i * a_stride + p] * b_p[j] for i < m, j < n; b_p = b + p * b_stride
   // (bytes), F32 or Bf16.

@@ -38,12 +38,14 @@ struct V {
   }
   static Reg round(Reg x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static Reg times_two_to(Reg x, Reg n) {
-    const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const __m256i bits =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(x, _mm256_castsi256_ps(bits));
   }
   // e4m3 in the bits of an f16 is value / 256, subnormals included.
   static Reg from_f8(__m128i codes) {
-    const __m128i half = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7), _mm_set1_epi16(short(0xBF80)));
+    const __m128i half =
+        _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7), _mm_set1_epi16(short(0xBF80)));
     return _mm256_cvtph_ps(half);
   }
   static Reg from_bf16(__m128i bits) {
@@ -54,7 +56,8 @@ struct V {
     if constexpr (type == Elem::F32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
     if constexpr (type == Elem::F8) return from_f8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     if constexpr (type == Elem::Bf16) return from_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    if constexpr (type == Elem::F16) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    if constexpr (type == Elem::F16)
+      return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   template <Elem type>
   static Reg load_first_as(const char* p, int64_t n) {

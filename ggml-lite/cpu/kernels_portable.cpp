@@ -12,7 +12,8 @@ struct F8Table {
   float value[256];
   F8Table() {
     for (int code = 0; code < 256; ++code)
-      value[code] = ((code & 0x7F) == 0x7F ? (code == 0x7F ? 480.0f : -480.0f) : f32_from_f8(uint8_t(code))) / 256;
+      value[code] =
+          ((code & 0x7F) == 0x7F ? (code == 0x7F ? 480.0f : -480.0f) : f32_from_f8(uint8_t(code))) / 256;
   }
 };
 const F8Table f8_table;

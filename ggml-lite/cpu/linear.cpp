@@ -17,7 +17,7 @@ int64_t rows_per_task(int64_t rows, int threads) {
 }
 
 struct LinearMemory {
-  float* rounded;     // [T, in], when rounding
+  float* rounded;               // [T, in], when rounding
   const float** row = nullptr;  // this thread's: [T]
   std::byte* product = nullptr;
   int64_t bytes;
@@ -51,7 +51,8 @@ void linear(const Graph& g, const Node& n, const Team& team, const Arithmetic& a
   for (int64_t t = 0; t < rows; ++t) memory.row[t] = x.row<float>(t);
   if (rounds(p, w)) {
     const auto [first, end] = team.share(rows);
-    for (int64_t t = first; t < end; ++t) ref::round_row(p.rounding, x.row<float>(t), memory.rounded + t * in, in);
+    for (int64_t t = first; t < end; ++t)
+      ref::round_row(p.rounding, x.row<float>(t), memory.rounded + t * in, in);
     for (int64_t t = 0; t < rows; ++t) memory.row[t] = memory.rounded + t * in;
     team.barrier();
   }
@@ -118,7 +119,8 @@ void linear_per_head(const Graph& g, const Node& n, const Team& team, const Arit
   const int64_t rows = g.live_rows(n, n.in[0]), cols = w.shape[1];
   PerHeadMemory memory(g, n, g.tensor(n.workspace).data, team.size, team.index);
   ProductScratch scratch(memory.product, cols);
-  const int64_t x_stride = x.stride[0] / int64_t(sizeof(float)), y_stride = y.stride[0] / int64_t(sizeof(float));
+  const int64_t x_stride = x.stride[0] / int64_t(sizeof(float)),
+                y_stride = y.stride[0] / int64_t(sizeof(float));
   const bool prompt = is_prompt(g, n);
   team.tasks(x.shape[1], [&](int64_t h) {
     const int64_t first = h * p.head_rows + p.row0;
@@ -149,7 +151,8 @@ void silu_mul(const Graph& g, const Node& n, const Team& team, const Arithmetic&
   const auto [first, end] = team.share(rows * parts);
   for (int64_t i = first; i < end; ++i) {
     const int64_t t = i / parts, c = i % parts * part;
-    a.k->silu_mul(gate.row<float>(t) + c, up.row<float>(t) + c, y.row<float>(t) + c, std::min(part, width - c));
+    a.k->silu_mul(gate.row<float>(t) + c, up.row<float>(t) + c, y.row<float>(t) + c,
+                  std::min(part, width - c));
   }
 }
 

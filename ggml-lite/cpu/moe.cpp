@@ -13,8 +13,8 @@ constexpr int64_t kDecodeRows = 32, kPromptRows = 64;
 
 struct MoeMemory {
   int64_t tokens, d, k, slots, width;  // width: of the hidden activations, the widest network's
-  int32_t *count;                      // [threads, slots + 1] pairs of a slot, then where a thread's go
-  int32_t *start;                      // [slots + 2] first pair of a slot; the last entry: all pairs
+  int32_t* count;                      // [threads, slots + 1] pairs of a slot, then where a thread's go
+  int32_t* start;                      // [slots + 2] first pair of a slot; the last entry: all pairs
   int32_t *active, *n_active;          // [slots + 1] slots with pairs; how many
   int64_t* task;                       // [slots + 2] first up-task of an active slot
   int32_t* place;                      // [tokens, k + 1] where a pair is in that order; -1: no expert here
@@ -59,8 +59,8 @@ struct MoeMemory {
 };
 
 // Sorts the pairs by slot, by counting: each thread counts its share of the tokens, then knows where its pairs go.
-void sort_by_slot(const Graph& g, const Node& n, const Team& team, const ExpertSet& set, int64_t live, int64_t panel,
-                  const MoeMemory& m) {
+void sort_by_slot(const Graph& g, const Node& n, const Team& team, const ExpertSet& set, int64_t live,
+                  int64_t panel, const MoeMemory& m) {
   const Tensor &x = g.tensor(n.in[0]), &ids = g.tensor(n.in[1]);
   const auto network = [&](int64_t slot) -> const FfnWeights& {
     return slot < m.slots ? set.slots[slot] : set.shared;

@@ -5,7 +5,8 @@
 namespace lite::cpu {
 namespace {
 
-constexpr int64_t kDepth = 1024;     // columns of a panel: with kPanelRows rows of bf16 a quarter of a second-level cache
+constexpr int64_t kDepth =
+    1024;  // columns of a panel: with kPanelRows rows of bf16 a quarter of a second-level cache
 constexpr int64_t kBlockTokens = 64;  // rows of activations that meet a panel before the next ones
 
 // Calls use(first, n, scale row or null) for the stretches of rows [first, first + n) that share their scales.
@@ -71,8 +72,8 @@ ProductScratch::ProductScratch(std::byte* memory, int64_t columns) {
   block = panel + kPanelRows * kDepth * int64_t(sizeof(float));
 }
 
-void decode_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n, const float* const* x, int64_t tokens,
-                    float* y, int64_t y_stride, ProductScratch& scratch) {
+void decode_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n, const float* const* x,
+                    int64_t tokens, float* y, int64_t y_stride, ProductScratch& scratch) {
   const Elem type = elem_of(w.dtype);
   const int64_t columns = w.shape[1];
   each_scale_row(w, first, n, n, [&](int64_t from, int64_t count, const std::byte* grid) {
@@ -94,7 +95,8 @@ void decode_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t
   });
 }
 
-void decode_panel(const Kernels& k, const Tensor& w, int64_t first, int64_t n, int64_t column, int64_t count, float* to) {
+void decode_panel(const Kernels& k, const Tensor& w, int64_t first, int64_t n, int64_t column, int64_t count,
+                  float* to) {
   each_scale_row(w, first, n, n, [&](int64_t from, int64_t rows, const std::byte* grid) {
     each_scale(w, grid, column, count, [&](int64_t c, int64_t width, float scale) {
       for (int64_t i = from; i < from + rows; ++i)
@@ -103,8 +105,8 @@ void decode_panel(const Kernels& k, const Tensor& w, int64_t first, int64_t n, i
   });
 }
 
-void prompt_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n, const float* const* x, int64_t tokens,
-                    float* y, int64_t y_stride, ProductScratch& scratch, bool f32) {
+void prompt_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n, const float* const* x,
+                    int64_t tokens, float* y, int64_t y_stride, ProductScratch& scratch, bool f32) {
   const bool bf16 = has_bf16_products(a, w) && !f32;
   const int64_t columns = w.shape[1], depth = bf16 ? kDepth : kDepth / 2;
   each_scale_row(w, first, n, kPanelRows, [&](int64_t from, int64_t count, const std::byte* grid) {
@@ -141,11 +143,11 @@ void prompt_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t
           rows[t] = half;
         }
         if (bf16)
-          a.k->gemm_bf16(reinterpret_cast<const uint16_t* const*>(rows), m, reinterpret_cast<const uint16_t* const*>(b),
-                         count, k, to, y_stride, k0 > 0);
+          a.k->gemm_bf16(reinterpret_cast<const uint16_t* const*>(rows), m,
+                         reinterpret_cast<const uint16_t* const*>(b), count, k, to, y_stride, k0 > 0);
         else
-          a.k->gemm_f32(reinterpret_cast<const float* const*>(rows), m, reinterpret_cast<const float* const*>(b), count,
-                        k, to, y_stride, k0 > 0);
+          a.k->gemm_f32(reinterpret_cast<const float* const*>(rows), m,
+                        reinterpret_cast<const float* const*>(b), count, k, to, y_stride, k0 > 0);
       }
     }
   });

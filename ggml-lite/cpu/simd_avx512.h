@@ -50,8 +50,10 @@ struct V {
   static Reg load_as(const char* p) {
     if constexpr (type == Elem::F32) return _mm512_loadu_ps(p);
     if constexpr (type == Elem::F8) return from_f8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    if constexpr (type == Elem::Bf16) return from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    if constexpr (type == Elem::F16) return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    if constexpr (type == Elem::Bf16)
+      return from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    if constexpr (type == Elem::F16)
+      return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   template <Elem type>
   static Reg load_first_as(const char* p, int64_t n) {
@@ -157,7 +159,8 @@ struct Reader<Vector, Elem::F8> {
                  x3 = _mm512_loadu_ps(from + 48);
     for (int part = 0; part < 4; ++part) {
       const __m512i first = _mm512_set1_epi32(part / 2 * 8 + part % 2);
-      const __m512i at = _mm512_add_epi32(first, _mm512_setr_epi32(0, 2, 4, 6, 16, 18, 20, 22, 0, 2, 4, 6, 16, 18, 20, 22));
+      const __m512i at =
+          _mm512_add_epi32(first, _mm512_setr_epi32(0, 2, 4, 6, 16, 18, 20, 22, 0, 2, 4, 6, 16, 18, 20, 22));
       const __m512 low = _mm512_permutex2var_ps(x0, at, x1), high = _mm512_permutex2var_ps(x2, at, x3);
       _mm512_storeu_ps(to + part * 16, _mm512_shuffle_f32x4(low, high, 0x44));
     }

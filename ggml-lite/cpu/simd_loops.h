@@ -98,7 +98,8 @@ void gemv_block(const char* w, int64_t w_stride, int64_t k, const float* x, floa
 }
 
 template <class V, class D, Elem type, int T>
-void gemv_tokens(const char* w, int64_t w_stride, int64_t n, int64_t k, const float* x, float* y, int64_t y_stride) {
+void gemv_tokens(const char* w, int64_t w_stride, int64_t n, int64_t k, const float* x, float* y,
+                 int64_t y_stride) {
   // As many rows as registers allow: each row is a stream of memory, and a token's values are loaded once for all.
   constexpr int R = V::kRegisters >= 32 ? (T <= 3 ? 4 : T <= 5 ? 3 : 2) : (T <= 2 ? 4 : T <= 4 ? 2 : 1);
   int64_t o = 0;
@@ -115,14 +116,18 @@ void gemv_of(const char* w, int64_t w_stride, int64_t n, int64_t k, const float*
 }
 
 template <class V, template <class, Elem> class Reader>
-void gemv(Elem type, const void* w, int64_t w_stride, int64_t n, int64_t k, const float* x, int64_t tokens, float* y,
-          int64_t y_stride) {
+void gemv(Elem type, const void* w, int64_t w_stride, int64_t n, int64_t k, const float* x, int64_t tokens,
+          float* y, int64_t y_stride) {
   const char* const from = static_cast<const char*>(w);
   switch (type) {
-    case Elem::F32: return gemv_of<V, Reader<V, Elem::F32>, Elem::F32>(from, w_stride, n, k, x, tokens, y, y_stride);
-    case Elem::Bf16: return gemv_of<V, Reader<V, Elem::Bf16>, Elem::Bf16>(from, w_stride, n, k, x, tokens, y, y_stride);
-    case Elem::F16: return gemv_of<V, Reader<V, Elem::F16>, Elem::F16>(from, w_stride, n, k, x, tokens, y, y_stride);
-    case Elem::F8: return gemv_of<V, Reader<V, Elem::F8>, Elem::F8>(from, w_stride, n, k, x, tokens, y, y_stride);
+    case Elem::F32:
+      return gemv_of<V, Reader<V, Elem::F32>, Elem::F32>(from, w_stride, n, k, x, tokens, y, y_stride);
+    case Elem::Bf16:
+      return gemv_of<V, Reader<V, Elem::Bf16>, Elem::Bf16>(from, w_stride, n, k, x, tokens, y, y_stride);
+    case Elem::F16:
+      return gemv_of<V, Reader<V, Elem::F16>, Elem::F16>(from, w_stride, n, k, x, tokens, y, y_stride);
+    case Elem::F8:
+      return gemv_of<V, Reader<V, Elem::F8>, Elem::F8>(from, w_stride, n, k, x, tokens, y, y_stride);
   }
 }
 
@@ -163,8 +168,8 @@ struct F32Dot {
 };
 
 template <class V, class D, int M, int N>
-void gemm_block(const typename D::T* const* a, const typename D::T* const* b, int64_t k, float* c, int64_t c_stride,
-                bool add) {
+void gemm_block(const typename D::T* const* a, const typename D::T* const* b, int64_t k, float* c,
+                int64_t c_stride, bool add) {
   typename V::Reg sum[M][N];
   for (int i = 0; i < M; ++i)
     for (int j = 0; j < N; ++j) sum[i][j] = V::zero();
@@ -204,8 +209,8 @@ void gemm_edge(const typename D::T* const* a, int64_t m, const typename D::T* co
 }
 
 template <class V, class D>
-void gemm(const typename D::T* const* a, int64_t m, const typename D::T* const* b, int64_t n, int64_t k, float* c,
-          int64_t c_stride, bool add) {
+void gemm(const typename D::T* const* a, int64_t m, const typename D::T* const* b, int64_t n, int64_t k,
+          float* c, int64_t c_stride, bool add) {
   // N rows of b stay in the first cache while all rows of a pass by.
   constexpr int M = V::kRegisters >= 32 ? 5 : 2, N = 4;
   for (int64_t j = 0; j < n; j += N)
@@ -243,8 +248,8 @@ void accumulate_rest(const float* a, const char* b, int64_t b_stride, int64_t k,
 }
 
 template <class V, Elem type>
-void accumulate_of(const float* a, int64_t a_stride, int64_t m, const char* b, int64_t b_stride, int64_t k, float* y,
-                   int64_t y_stride, int64_t n) {
+void accumulate_of(const float* a, int64_t a_stride, int64_t m, const char* b, int64_t b_stride, int64_t k,
+                   float* y, int64_t y_stride, int64_t n) {
   constexpr int M = 4, N = V::kRegisters >= 32 ? 4 : 2;
   constexpr int64_t kWidth = N * V::kLanes;
   int64_t j = 0;
@@ -264,8 +269,8 @@ void accumulate_of(const float* a, int64_t a_stride, int64_t m, const char* b, i
 }
 
 template <class V>
-void accumulate(Elem type, const float* a, int64_t a_stride, int64_t m, const void* b, int64_t b_stride, int64_t k,
-                float* y, int64_t y_stride, int64_t n) {
+void accumulate(Elem type, const float* a, int64_t a_stride, int64_t m, const void* b, int64_t b_stride,
+                int64_t k, float* y, int64_t y_stride, int64_t n) {
   const char* const from = static_cast<const char*>(b);
   if (type == Elem::Bf16)
     accumulate_of<V, Elem::Bf16>(a, a_stride, m, from, b_stride, k, y, y_stride, n);
@@ -286,7 +291,8 @@ template <class V, Elem type>
 void to_f32_of(const char* from, float factor, float* to, int64_t n) {
   const typename V::Reg f = V::set1(factor);
   each<V>(n, [&](int64_t i, int64_t count) {
-    V::store_first(to + i, V::mul(V::template load_first_as<type>(from + i * bytes_of(type), count), f), count);
+    V::store_first(to + i, V::mul(V::template load_first_as<type>(from + i * bytes_of(type), count), f),
+                   count);
   });
 }
 
@@ -385,7 +391,8 @@ float dot(const float* a, const float* b, int64_t n) {
 
 template <class V>
 int64_t f32_rounds(int64_t n) {
-  constexpr int kChains = V::kRegisters >= 32 ? 24 : 12;  // independent sums: more than latency times throughput
+  constexpr int kChains =
+      V::kRegisters >= 32 ? 24 : 12;  // independent sums: more than latency times throughput
   typename V::Reg sum[kChains], x = V::set1(1);
   for (auto& s : sum) s = V::zero();
   for (int64_t i = 0; i < n; ++i) {
@@ -405,7 +412,8 @@ uint32_t read_rows(const void* p, int64_t row) {
   typename V::Reg all[kRows];
   for (auto& r : all) r = V::zero();
   for (int64_t i = 0; i < row; i += V::kLanes * 4)
-    for (int j = 0; j < kRows; ++j) all[j] = V::add(all[j], V::load(reinterpret_cast<const float*>(from + j * row + i)));
+    for (int j = 0; j < kRows; ++j)
+      all[j] = V::add(all[j], V::load(reinterpret_cast<const float*>(from + j * row + i)));
   float out = 0;
   for (auto& r : all) out += sum_of<V>(r);
   return uint32_t(out != 0);

@@ -11,8 +11,7 @@ using lite::kBlockRows;
 
 TEST_CASE("sequences: forks, growth and truncation at random keep every sequence's own content") {
   test::Rng rng(600);
-  for (const auto& size :
-       std::vector<std::pair<int32_t, int64_t>>{{2, 64}, {2, 65}, {3, 200}, {5, 1000}}) {
+  for (const auto& size : std::vector<std::pair<int32_t, int64_t>>{{2, 64}, {2, 65}, {3, 200}, {5, 1000}}) {
     const auto& n = size.first;
     const auto& context = size.second;
     CAPTURE(n);

@@ -96,7 +96,8 @@ TEST_CASE("linear: activations are rounded before FP8 weights and before no othe
         h.counts(live, 1, 1);
         const Scales scales = dtype == DType::F8_E4M3 ? Scales::F32 : Scales::None;
         const Weight w = test::make_weight(rng, out, in, {.dtype = dtype, .scales = scales});
-        h.keep("y", h.b.linear(h.b.slice(h.activation(x, wide), 4, in), h.weight(w), Var::none(), {.rounding = rounding}));
+        h.keep("y", h.b.linear(h.b.slice(h.activation(x, wide), 4, in), h.weight(w), Var::none(),
+                               {.rounding = rounding}));
         h.run();
         for (int64_t t = 0; t < live; ++t)
           for (int64_t i = 0; i < out; ++i) {
