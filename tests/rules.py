@@ -32,7 +32,7 @@ ROOMS = {
 # Headers of other projects, and who may include them.
 THIRD_PARTY = {
     "nlohmann": ["ggml-lite/json.cpp", "tools"],
-    "CLI": ["tools", "convert/main.cpp"],
+    "CLI": ["tools", "bench", "convert/main.cpp"],
     "xxhash.h": ["ggml-lite"],
     "pcre2.h": ["text"],
     "utf8proc.h": ["text"],
