@@ -7,6 +7,7 @@
 #include "convert/hub_cache.h"
 #include "convert/layout.h"
 #include "convert/provenance.h"
+#include "model/sections.h"
 #include "text/tokenizer.h"
 
 namespace dsv3 {
@@ -18,11 +19,6 @@ using lite::PackAlias;
 namespace fs = std::filesystem;
 
 constexpr int64_t kPiece = int64_t(1) << 20;  // bytes compared at once
-
-// Files of a checkpoint that are kept byte for byte.
-constexpr const char* kSections[] = {"chat_template.jinja",    "chat_template.json",      "config.json",
-                                     "generation_config.json", "special_tokens_map.json", "tiktoken.model",
-                                     "tokenizer.json",         "tokenizer_config.json"};
 
 }  // namespace
 
@@ -50,9 +46,9 @@ Status Plan::read_sections(Config* config) {
   if (!fs::is_directory(folder(), error))
     return lite::invalid_argument("read ", folder(),
                                   ": it is a file, expected the folder that holds config.json");
-  for (const char* name : kSections) {
-    LITE_ASSIGN(std::optional<std::string> text, read_checkpoint_text(folder(), name));
-    if (text) sections_.push_back({name, std::move(*text)});
+  for (const std::string_view name : kCheckpointFiles) {
+    LITE_ASSIGN(std::optional<std::string> text, read_checkpoint_text(folder(), std::string(name)));
+    if (text) sections_.push_back({std::string(name), std::move(*text)});
   }
   for (const lite::PackSection& s : sections_) section_texts_.push_back(s.bytes);
   const std::string_view* text = section("config.json");
@@ -93,7 +89,7 @@ Status Plan::check_tokenizer(const Config& config) {
 // A section and not a member of the JSON block: how a file was made does not belong to the model's id.
 void Plan::add_provenance() {
   const Provenance provenance{options_->dtype, options_->f8_head, match_.fused, match_.dropped};
-  sections_.push_back({kProvenance, provenance.json().dump()});
+  sections_.push_back({std::string(kProvenance), provenance.json().dump()});
 }
 
 Json Plan::json() const {

@@ -8,10 +8,9 @@
 #include "ggml-lite/dtype.h"
 #include "ggml-lite/json.h"
 #include "ggml-lite/pack.h"
+#include "model/sections.h"
 
 namespace dsv3 {
-
-constexpr const char* kProvenance = "provenance.json";
 
 struct Provenance {
   std::optional<lite::DType> dtype;  // what projections and experts were re-encoded to

@@ -2,6 +2,8 @@
 
 #include <set>
 
+#include "model/sections.h"
+
 namespace dsv3 {
 
 using lite::Tensor;
@@ -26,6 +28,10 @@ const lite::PackFile::Item* Model::find(const TensorInfo& info) const {
 
 Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
   LITE_ASSIGN(lite::PackFile file, lite::PackFile::open(path));
+  for (const std::string& name : file.section_names())
+    if (!is_known_section(name))
+      return lite::unsupported("open ", path, ": it has a section \"", name,
+                               "\", which this version does not know; try a newer version");
   const Json* json = file.json().find("config");
   if (!json) return lite::corrupt("open ", path, ": its JSON block has no \"config\"");
   auto config = Config::parse(*json);

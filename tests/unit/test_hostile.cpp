@@ -45,6 +45,19 @@ dsv3::Result<dsv3::Tokenizer> open_tokenizer(const std::string& vocab, const std
 
 }  // namespace
 
+TEST_CASE("hostile: a model with a section of unknown name") {
+  TempDir dir;
+  std::mt19937_64 random(2);
+  Content content;
+  content.json.set("config", small_config());
+  content.sections.push_back({"run_me.py", "import os"});
+  content.add({entry("model.embed_tokens.weight", DType::F32, {8, 4})}, random);
+  REQUIRE(content.write(dir / "m").ok());
+  const Status status = dsv3::Model::open(dir / "m").status();
+  CHECK(status.code() == Code::Unsupported);
+  CHECK_MESSAGE(status.message().find("section \"run_me.py\"") != std::string::npos, status.message());
+}
+
 TEST_CASE("hostile: a packed file's configuration asks for more than the file has") {
   TempDir dir;
   std::mt19937_64 random(1);
