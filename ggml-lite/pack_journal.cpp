@@ -123,6 +123,10 @@ Status Journal::resume(const std::string& path, const Content& content) {
   return open(path, content.bytes);
 }
 
+void Journal::reserve(size_t records) {
+  (void)::fallocate(fd_, FALLOC_FL_KEEP_SIZE, 0, end_ + int64_t(records * sizeof(CheckedRecord)));
+}
+
 Status Journal::add(const std::vector<Record>& records) {
   std::vector<CheckedRecord> checked;
   for (const Record& r : records) checked.push_back({r, check_of(r)});

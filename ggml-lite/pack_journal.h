@@ -43,6 +43,8 @@ class Journal {
   Status create(const std::string& path, const Content& content);
   // Goes on with a journal that was read.
   Status resume(const std::string& path, const Content& content);
+  // Takes room on the disk for so many records, if it can: of a full disk must be told what it has.
+  void reserve(size_t records);
   // Adds records and waits until they are durable.
   Status add(const std::vector<Record>& records);
   bool is_open() const { return fd_ >= 0; }

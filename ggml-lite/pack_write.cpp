@@ -342,9 +342,14 @@ Status PackWriter::Impl::start() {
   const std::optional<Journal::Content> old = Journal::read(journal_path());
   const bool same = old && !options.resume_key.empty() && old->key == options.resume_key &&
                     old->file_count == parts.size() && old->layout == layout();
-  if (same && resume(*old)) return check_disk();
-  Status started = begin_anew(old);
-  if (!started.ok() && !options.only_resume) remove_files();
+  Status started;
+  if (same && resume(*old)) {
+    started = check_disk();  // what is there stays there, whatever that says
+  } else {
+    started = begin_anew(old);
+    if (!started.ok() && !options.only_resume) remove_files();
+  }
+  if (started.ok() && journal.is_open()) journal.reserve(extents.size() + 1);
   return started;
 }
 

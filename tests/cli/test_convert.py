@@ -18,6 +18,10 @@ def f8_values():
 
 
 class Convert(Case):
+    def setUp(self):
+        for left in TEMP.glob("out*.dsv3*"):  # of a test that failed
+            left.unlink()
+
     def convert(self, folder, *args, **options):
         self.out = TEMP / "out.dsv3"
         return program("dsv3-convert", folder, self.out, *args, **options)
