@@ -125,7 +125,7 @@ struct Variant {
   int mtp;
 };
 
-// A prompt in several passes, 100 decode steps of two sequences, truncation; returns the allocations during
+// A prompt in several passes, 100 decode steps of two sequences, truncation, a fork; returns the allocations during
 // all that.
 int run(dsv3_model* model, int32_t vocab_size, const Variant& v) {
   dsv3_session_options o = {};
@@ -181,6 +181,9 @@ int run(dsv3_model* model, int32_t vocab_size, const Variant& v) {
       counted([&] { return dsv3_mtp_logits(session, 0, &row); }, "MTP logits");
     }
   }
+  // A fork, and the copies that its sequences make when they part.
+  counted([&] { return dsv3_seq_fork(session, 0, 1, dsv3_seq_length(session, 0)); }, "fork");
+  counted([&] { return dsv3_eval(session, &batch); }, "decode a fork");
   dsv3_session_free(session);
 
   std::printf("alloc: %s: %d\n", v.name, calls.load());
