@@ -88,12 +88,11 @@ typedef void (*dsv3_log)(void* user, dsv3_log_level level, const char* text); /*
 
 typedef struct dsv3_model_options {
   uint32_t struct_size;
-  int32_t verify; /* not 0: compare all data with its checksums first, at the speed of the disk */
-  const char*
-      backend; /* "cpu", the fast one (default), or "ref", the reference: scalar f32, slow, obviously right */
-  const char*
-      isa; /* of "cpu": "auto" (default) is the best path this machine has; or "portable", "avx2", "avx512",
-                          "avx512bf16", "amx". UNSUPPORTED when the machine has not got it. */
+  int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
+  const char* backend; /* "cpu", the fast one (default); "ref", the reference: scalar f32, slow */
+  /* Instruction-set path of "cpu": "auto" (default), the best this machine has, or "portable", "avx2", "avx512",
+   * "avx512bf16", "amx". UNSUPPORTED when the machine has not got it. */
+  const char* isa;
   dsv3_log log; /* warnings and facts worth telling; default none */
   void* log_user;
   dsv3_progress progress; /* of the verification, in bytes */
@@ -325,8 +324,9 @@ typedef struct dsv3_session_options {
       max_batch_tokens; /* tokens of one pass; a longer batch is cut into passes; default min(context, 512) */
   int32_t max_logits;   /* most rows of logits one call may ask for; default max_seqs */
   int32_t n_threads;    /* default: the physical cores this process may run on */
-  int32_t exact; /* not 0: f32 activations into every product. Otherwise prompts round them to bf16 where that
-                           is faster (docs/accuracy.md has what it costs); decoding never does. */
+  /* Not 0: f32 activations into every product. Otherwise prompts round them to bf16 where that is faster
+   * (docs/accuracy.md has what it costs); decoding never does. */
+  int32_t exact;
   dsv3_attention attention;
   dsv3_gemm gemm;
   dsv3_kv kv;
@@ -369,11 +369,10 @@ typedef struct dsv3_batch {
   const int32_t* token;       /* [n] ids in 0..vocab_size-1 */
   const int32_t* seq;         /* [n] sequence of each, 0..max_seqs-1; null: all 0. Any interleaving. */
   const uint8_t* want_logits; /* [n] not 0: its logits; null: the last token of each sequence in the batch */
-  const int32_t*
-      router_ids;   /* with option given_routing: the experts of each token, [n][m][k] for the m layers that
-                                 have experts, in order, and k = n_experts_per_token of the model; a layer that
-                                 chooses fewer reads its first. They are weighted as the layer's router scores them.
-                                 An MTP layer chooses for itself. */
+  /* With option given_routing: the experts of each token, [n][m][k] for the m layers that have experts, in order,
+   * and k = n_experts_per_token of the model; a layer that chooses fewer reads its first. They are weighted as the
+   * layer's router scores them. An MTP layer chooses for itself. */
+  const int32_t* router_ids;
   dsv3_phase phase; /* which kernels: auto is decode iff no sequence has more than one token here */
 } dsv3_batch;
 

@@ -21,9 +21,9 @@ INTERNAL = 99
 PARSE_ADDED, BOS, BOS_AUTO = 1, 2, 4  # flags of tokenize()
 SKIP_SPECIAL, CONTINUES = 1, 2  # of detokenize()
 KEEP_HIDDEN, KEEP_ROUTING = 1, 2  # session option keep
-ATTENTION_ABSORBED, ATTENTION_EXPANDED = 0, 1
+ATTENTION_AUTO, ATTENTION_ABSORBED, ATTENTION_EXPANDED = 0, 1, 2
 GEMM_F32, GEMM_FP8, GEMM_FP8_F32, GEMM_FP8_UE8M0 = range(4)
-KV_F32, KV_BF16 = 0, 1
+KV_AUTO, KV_F32, KV_BF16 = 0, 1, 2
 PHASE_AUTO, PHASE_PROMPT, PHASE_DECODE = range(3)
 
 
@@ -52,7 +52,7 @@ class Struct(ctypes.Structure):
 
 
 class ModelOptions(Struct):
-    _fields_ = [("struct_size", c_uint32), ("verify", c_int32), ("backend", c_char_p), ("log", LogFunction),
+    _fields_ = [("struct_size", c_uint32), ("verify", c_int32), ("backend", c_char_p), ("isa", c_char_p), ("log", LogFunction),
                 ("log_user", c_void_p), ("progress", ProgressFunction), ("progress_user", c_void_p)]
 
 
@@ -61,18 +61,20 @@ class ModelInfo(Struct):
                 ("n_mtp_layers", c_int32), ("max_position_embeddings", c_int32), ("n_parameters", c_int64),
                 ("file_bytes", c_int64), ("bytes_per_token", c_int64), ("kv_values_per_token", c_int64),
                 ("architecture", c_char_p), ("model_type", c_char_p), ("id", c_char_p), ("task", c_int),
-                ("n_outputs", c_int32), ("pad_token_id", c_int32), ("n_experts_per_token", c_int32)]
+                ("n_outputs", c_int32), ("pad_token_id", c_int32), ("n_experts_per_token", c_int32),
+                ("parameters_per_token", c_int64)]
 
 
 class SessionOptions(Struct):
     _fields_ = [("struct_size", c_uint32), ("context", c_int32), ("max_seqs", c_int32), ("max_batch_tokens", c_int32),
-                ("max_logits", c_int32), ("n_threads", c_int32), ("attention", c_int), ("gemm", c_int), ("kv", c_int),
-                ("keep", c_uint32), ("mtp", c_int32), ("progress", ProgressFunction), ("progress_user", c_void_p)]
+                ("max_logits", c_int32), ("n_threads", c_int32), ("exact", c_int32), ("attention", c_int), ("gemm", c_int),
+                ("kv", c_int), ("keep", c_uint32), ("given_routing", c_int32), ("mtp", c_int32),
+                ("progress", ProgressFunction), ("progress_user", c_void_p)]
 
 
 class Batch(Struct):
     _fields_ = [("struct_size", c_uint32), ("n", c_int32), ("token", POINTER(c_int32)), ("seq", POINTER(c_int32)),
-                ("want_logits", POINTER(c_uint8)), ("phase", c_int)]
+                ("want_logits", POINTER(c_uint8)), ("router_ids", POINTER(c_int32)), ("phase", c_int)]
 
 
 class SessionStats(Struct):
@@ -189,10 +191,10 @@ class Model(_Handle):
     """A packed file, opened. log(level, text) gets warnings; progress(done, total) of the verification stops it by
     returning True."""
 
-    def __init__(self, path, verify=False, backend=None, log=None, progress=None):
+    def __init__(self, path, verify=False, backend=None, isa=None, log=None, progress=None):
         self._callbacks = (LogFunction(lambda _, level, text: log(level, text.decode(errors="replace"))) if log else LogFunction(),
                            _progress(progress))
-        options = ModelOptions(verify=verify, backend=backend and backend.encode(), log=self._callbacks[0],
+        options = ModelOptions(verify=verify, backend=backend and backend.encode(), isa=isa and isa.encode(), log=self._callbacks[0],
                                progress=self._callbacks[1])
         handle = c_void_p()
         _check(_lib().dsv3_model_open(_path(path), byref(options), byref(handle)))
