@@ -102,14 +102,21 @@ class Verification {
       const auto piece = buffer.first(size_t(std::min(int64_t(buffer.size()), e.bytes - at)));
       if (const Status s = file_.read(extent, at, piece); !s.ok()) {
         bytes_ += e.bytes - at;
-        return str(extent_name(file_, extent), ": ", s.message());
+        return str(name(extent), ": ", s.message());
       }
       hash.add(piece.data(), piece.size());
       bytes_ += int64_t(piece.size());
     }
     const uint64_t checksum = hash.digest64();
     if (checksum == e.checksum) return {};
-    return str(extent_name(file_, extent), ": got checksum ", std::hex, checksum, ", expected ", e.checksum);
+    return str(name(extent), ": got checksum ", std::hex, checksum, ", expected ", e.checksum);
+  }
+
+  // Of several files, which one is in the name.
+  std::string name(int32_t extent) const {
+    const std::string in_model = extent_name(file_, extent);
+    if (file_.parts().size() == 1) return in_model;
+    return str(file_.parts()[file_.extents()[size_t(extent)].file].path, ": ", in_model);
   }
 
   const PackFile& file_;

@@ -12,8 +12,8 @@ inline constexpr std::string_view kCheckpointFiles[] = {
 inline constexpr std::string_view kProvenance = "provenance.json";
 
 inline bool is_known_section(std::string_view name) {
-  return name == kProvenance ||
-         std::find(std::begin(kCheckpointFiles), std::end(kCheckpointFiles), name) != std::end(kCheckpointFiles);
+  return name == kProvenance || std::find(std::begin(kCheckpointFiles), std::end(kCheckpointFiles), name) !=
+                                    std::end(kCheckpointFiles);
 }
 
 }  // namespace dsv3

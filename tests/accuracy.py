@@ -60,7 +60,7 @@ def head_errors(case, command, names):
     """Of the head's outputs for padded rows, as transformers gives them."""
     want = load_safetensors(CASES / case / "expected.safetensors")
     (TEMP / "rows.json").write_text(json.dumps({k: want[k].tolist() for k in ("input_ids", "attention_mask")}))
-    result = dsv3(command, packed(CASES / case), "--ids", TEMP / "rows.json", "--json")
+    result = dsv3(command, packed(CASES / case), "--ids", TEMP / "rows.json", "--json", "--exact")
     assert result.returncode == 0, result.stderr.decode()
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     pairs = []

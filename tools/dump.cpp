@@ -30,7 +30,7 @@ constexpr int64_t kCallTokens = 512;
 struct Sequence {
   std::string name;  // "": the only one, its tensors have bare names
   std::vector<int32_t> ids;
-  std::vector<int32_t> router_ids;  // --routing: as dsv3_batch takes them
+  std::vector<int32_t> router_ids = {};  // --routing: as dsv3_batch takes them
 
   int64_t length() const { return int64_t(ids.size()); }
   std::string key(const std::string& tensor) const { return name.empty() ? tensor : name + "/" + tensor; }
@@ -325,6 +325,7 @@ void add_dump(CLI::App* program) {
       "send tokens to the experts that an earlier dump of the same ids recorded (router_ids.L)");
   command->add_flag("--mtp", o->mtp, "evaluate the multi-token-prediction layer, too");
   o->compute.backend = "ref";
+  o->compute.attention = "absorbed";
   o->compute.add_to(command);
   command->add_option("--phase", o->phase, "which kernels compute the tokens")
       ->check(CLI::IsMember({"prompt", "decode"}))

@@ -18,8 +18,8 @@ struct MoeMemory {
   int32_t *active, *n_active;          // [slots + 1] slots with pairs; how many
   int64_t* task;                       // [slots + 2] first up-task of an active slot
   int32_t* place;                      // [tokens, k + 1] where a pair is in that order; -1: no expert here
-  const float **x_row, **hidden_row;   // [pairs] by slot
-  float *rounded, *hidden;             // [T, d]; [pairs, width] by slot
+  const float **x_row, **rounded_row, **hidden_row;  // [pairs] by slot
+  float *rounded, *hidden;                           // [T, d]; [pairs, width] by slot
   // This thread's.
   std::byte* product;
   float *gate, *up;  // [T, panel]
@@ -44,6 +44,7 @@ struct MoeMemory {
     task = carve.take<int64_t>(slots + 2);
     place = carve.take<int32_t>(pairs);
     x_row = carve.take<const float*>(pairs);
+    rounded_row = carve.take<const float*>(pairs);
     hidden_row = carve.take<const float*>(pairs);
     rounded = p.rounding == Rounding::None ? nullptr : carve.take<float>(tokens * d);
     hidden = carve.take<float>(pairs * width);
@@ -103,8 +104,8 @@ void sort_by_slot(const Graph& g, const Node& n, const Team& team, const ExpertS
       place = -1;
       if (slot < 0) continue;
       place = mine[slot]++;
-      const bool rounds = m.rounded && network(slot).up.dtype == DType::F8_E4M3;
-      m.x_row[place] = rounds ? m.rounded + t * m.d : x.row<float>(t);
+      m.x_row[place] = x.row<float>(t);
+      m.rounded_row[place] = m.rounded ? m.rounded + t * m.d : nullptr;
       m.hidden_row[place] = m.hidden + place * m.width;
     }
 }
@@ -158,8 +159,8 @@ void moe_ffn(const Graph& g, const Node& n, const Team& team, const Arithmetic& 
     const FfnWeights& f = network(s);
     const int64_t o = (i - m.task[slot]) * panel, count = std::min(panel, f.up.shape[0] - o);
     const int32_t first = m.start[s], rows = m.start[s + 1] - first;
-    product(f.gate, o, count, m.x_row + first, rows, m.gate);
-    product(f.up, o, count, m.x_row + first, rows, m.up);
+    product(f.gate, o, count, (rounds(f.gate) ? m.rounded_row : m.x_row) + first, rows, m.gate);
+    product(f.up, o, count, (rounds(f.up) ? m.rounded_row : m.x_row) + first, rows, m.up);
     for (int32_t r = 0; r < rows; ++r)
       a.k->silu_mul(m.gate + r * panel, m.up + r * panel, m.hidden + (first + r) * m.width + o, count);
   });

@@ -366,7 +366,9 @@ void silu_mul(const float* gate, const float* up, float* y, int64_t n) {
   const typename V::Reg one = V::set1(1.0f);
   each<V>(n, [&](int64_t i, int64_t count) {
     const typename V::Reg g = V::load_first(gate + i, count), minus = V::mul(g, V::set1(-1.0f));
-    const typename V::Reg e = exp_negative<V>(V::min(g, minus));
+    // The square of the root: near zero it runs out into the subnormal numbers as exp does.
+    const typename V::Reg root = exp_negative<V>(V::mul(V::min(g, minus), V::set1(0.5f)));
+    const typename V::Reg e = V::mul(root, root);
     const typename V::Reg top = V::select_negative(g, e, one);
     const typename V::Reg sigmoid = V::div(top, V::add(one, e));
     V::store_first(y + i, V::mul(V::mul(g, sigmoid), V::load_first(up + i, count)), count);

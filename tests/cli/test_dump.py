@@ -212,7 +212,7 @@ class BadInput(DumpCase):
     def test_options(self):
         self.bad("1", "multi-token-prediction", options=["--mtp"])
         self.bad("1", "abacus", options=["--backend", "abacus"])
-        for options in (["--chunk", 0], ["--chunk", "x"], ["--gemm", "fp16"], ["--attention", "auto"], ["--kv", "fp8"], ["-t", 0], ["--seed", 1]):
+        for options in (["--chunk", 0], ["--chunk", "x"], ["--gemm", "fp16"], ["--attention", "sideways"], ["--kv", "fp8"], ["-t", 0], ["--seed", 1]):
             self.bad("1", "--help", options=options, code=2)
         self.fails(dsv3("dump", "m", "--ids", "1"), "--out", code=2)
         self.fails(dsv3("dump", "m", "--out", "f"), "--ids", code=2)

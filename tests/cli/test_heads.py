@@ -18,7 +18,7 @@ class HeadCase(Case):
         return want, path
 
     def lines(self, *args, **options):
-        return [json.loads(line) for line in self.ok(dsv3(*args, "--json", **options)).splitlines()]
+        return [json.loads(line) for line in self.ok(dsv3(*args, "--json", "--exact", **options)).splitlines()]
 
 
 class Heads(HeadCase):

@@ -100,7 +100,7 @@ class Chat(Case):
     def test_answers(self):
         for row in EXPECTED["chat"]:
             (message,) = row["messages"]
-            answer = self.run_chat("--chat", "-p", message["content"], "-n", len(row["new_ids"]))
+            answer = self.run_chat("--chat", "-p", message["content"], "-n", len(row["new_ids"]), "--exact")
             self.assertEqual(answer.decode(), row["text"])
 
     def test_system_message(self):

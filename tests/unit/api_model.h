@@ -57,6 +57,8 @@ inline dsv3_session_options options(int32_t context, int32_t max_seqs) {
   o.context = context;
   o.max_seqs = max_seqs;
   o.n_threads = 1;
+  o.attention = DSV3_ATTENTION_ABSORBED;  // bits must not depend on the batch
+  o.kv = DSV3_KV_F32;
   return o;
 }
 
@@ -80,6 +82,7 @@ inline dsv3_status eval(const Session& session, const std::vector<int32_t>& ids,
   batch.n = int32_t(ids.size());
   batch.token = ids.data();
   batch.seq = seqs.data();
+  batch.phase = DSV3_PHASE_PROMPT;
   return dsv3_eval(session.get(), &batch);
 }
 inline dsv3_status eval(const Session& session, const std::vector<int32_t>& ids, int32_t seq = 0) {

@@ -194,7 +194,7 @@ TEST_CASE("saved sessions: every cut, every flipped byte and every forged field 
   refused(forged<uint32_t>(good, kVersion, 2), DSV3_UNSUPPORTED, "got version 2, expected 1");
   refused(forged<uint64_t>(good, kBytes, good.size() + 1), DSV3_CORRUPT, "that it was saved with");
   refused(forged<char>(good, kModel, '\n'), DSV3_INVALID_ARGUMENT, "the model with id ?");
-  refused(forged<uint32_t>(good, kAttention, 1), DSV3_INVALID_ARGUMENT, "option attention expanded");
+  refused(forged<uint32_t>(good, kAttention, 2), DSV3_INVALID_ARGUMENT, "option attention expanded");
   refused(forged<uint32_t>(good, kGemm, 7), DSV3_INVALID_ARGUMENT, "option gemm ?, and this session has f32");
   refused(forged<uint32_t>(good, kKv, 1), DSV3_INVALID_ARGUMENT, "option kv bf16");
   refused(forged<uint32_t>(good, kMtp, 1), DSV3_INVALID_ARGUMENT, "option mtp on");

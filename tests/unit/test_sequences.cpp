@@ -64,6 +64,8 @@ struct Setup {
     options.max_logits = kSequences * kContext;
     options.n_threads = 2;
     options.mtp = info.n_mtp_layers > 0;
+    options.attention = DSV3_ATTENTION_ABSORBED;
+    options.kv = DSV3_KV_F32;
   }
   Session session() const {
     dsv3_session* s = nullptr;
@@ -86,6 +88,7 @@ struct Setup {
     batch.token = token.data();
     batch.seq = seq.data();
     batch.want_logits = want.data();
+    batch.phase = DSV3_PHASE_PROMPT;
     good(dsv3_eval(s.get(), &batch));
     for (int32_t i = 0; i < batch.n; ++i) {
       const float* logits = nullptr;
@@ -248,6 +251,6 @@ TEST_CASE("sequences: the cache holds what each layer needs, and no more") {
     memory.struct_size = sizeof memory;
     good(dsv3_session_memory(setup.model.get(), &setup.options, &memory));
     const int64_t rows = kSequences * lite::round_up(kContext, 64);
-    CHECK(memory.cache == rows * values * 4);
+    CHECK(memory.cache == rows * values * 4 + kSequences * kContext * 4);  // the ids, too
   }
 }
