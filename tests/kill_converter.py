@@ -76,10 +76,12 @@ try:
         options = VARIANTS[variant]
         folder, out = source(), ROOT / "out"
         out.mkdir()
-        progress = 0
+        progress, longest = 0, seconds * 0.6
         while True:
             process = start(folder, out, options)
-            wait = rng.uniform(0, seconds * 0.6)
+            # Longer each time: a small conversion can end sooner than it first makes something durable, and would never end.
+            wait = rng.uniform(0, longest)
+            longest *= 1.2
             try:
                 process.wait(wait)
             except subprocess.TimeoutExpired:

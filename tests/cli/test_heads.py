@@ -129,22 +129,22 @@ class Heads(HeadCase):
             self.assertLessEqual(token["start"], token["end"])
             if "\N{REPLACEMENT CHARACTER}" not in token["text"]:
                 self.assertEqual(text[token["start"]:token["end"]], token["text"])
-        shown = self.ok(dsv3("tag", model, "-p", text)).decode().splitlines()
+        shown = self.ok(dsv3("tag", model, "-p", text, "--exact")).decode().splitlines()
         self.assertEqual([[json.loads(line.split("\t")[0]), line.split("\t")[1]] for line in shown], [[t["text"], t["label"]] for t in tagged])
 
         model = self.with_tokenizer("qwen3-moe-classify")
         (got,) = self.lines("classify", model, "-p", text)
-        label, score = self.ok(dsv3("classify", model, "-p", text)).decode().split()
+        label, score = self.ok(dsv3("classify", model, "-p", text, "--exact")).decode().split()
         self.assertEqual((label, f"{got['score']:.6g}"), (got["label"], f"{float(score):.6g}"))
         self.assertEqual(self.lines("classify", model, stdin=text.encode()), [got])
 
         model = self.with_tokenizer("qwen3-moe-answer")
         for longest in (1, 3, 30):
-            (got,) = self.lines("answer", model, "-q", "Who was old?", "-p", text, "--max-tokens", longest)
+            (got,) = self.lines("answer", model, "-q", "Who was old?", "-p", text, "--max-tokens", longest, "--exact")
             self.assertLess(got["last_token"] - got["first_token"], longest)
             self.assertGreaterEqual(got["first_token"], 0)
             self.assertEqual(text[got["start"]:got["end"]], got["answer"])
-            shown = self.ok(dsv3("answer", model, "-q", "Who was old?", "-p", text, "--max-tokens", longest)).decode()
+            shown = self.ok(dsv3("answer", model, "-q", "Who was old?", "-p", text, "--max-tokens", longest, "--exact")).decode()
             self.assertEqual(shown, got["answer"] + "\n")
         # The best of all spans in the context, by the product of both probabilities.
         first = len(got["start_logits"]) - len(ids)

@@ -76,13 +76,13 @@ inline dsv3_model_info info(const Model& model) {
 }
 
 inline dsv3_status eval(const Session& session, const std::vector<int32_t>& ids,
-                        const std::vector<int32_t>& seqs) {
+                        const std::vector<int32_t>& seqs, dsv3_phase phase = DSV3_PHASE_PROMPT) {
   dsv3_batch batch = {};
   batch.struct_size = sizeof batch;
   batch.n = int32_t(ids.size());
   batch.token = ids.data();
   batch.seq = seqs.data();
-  batch.phase = DSV3_PHASE_PROMPT;
+  batch.phase = phase;
   return dsv3_eval(session.get(), &batch);
 }
 inline dsv3_status eval(const Session& session, const std::vector<int32_t>& ids, int32_t seq = 0) {

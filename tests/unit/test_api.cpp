@@ -407,10 +407,10 @@ TEST_CASE("statistics of a session") {
     ok(dsv3_session_get_stats(s.get(), &out));
     return out;
   };
-  ok(eval(s, {1, 2, 3}));
-  ok(eval(s, {1, 2}, {0, 1}));
-  ok(eval(s, {4}));
-  failed(eval(s, {-1}), kInvalid, "got id -1");
+  ok(eval(s, {1, 2, 3}, {0, 0, 0}, DSV3_PHASE_AUTO));
+  ok(eval(s, {1, 2}, {0, 1}, DSV3_PHASE_AUTO));
+  ok(eval(s, {4}, {0}, DSV3_PHASE_AUTO));
+  failed(eval(s, {-1}, {0}, DSV3_PHASE_AUTO), kInvalid, "got id -1");
   auto forced = sized<dsv3_batch>();
   const int32_t id = 5;
   forced.n = 1;
