@@ -71,7 +71,7 @@ class MemoryFile {
 
 // Makes a read happen that the optimiser would leave out.
 inline void touch(const std::byte* first, int64_t bytes) {
-  static volatile unsigned sink;
+  [[maybe_unused]] static volatile unsigned sink;
   if (bytes > 0) sink = unsigned(first[0]) + unsigned(first[bytes - 1]);
 }
 

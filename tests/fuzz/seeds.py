@@ -154,7 +154,20 @@ def packs():
     seed("pack", "none", packed([], [], {"a": "x"}))
 
 
+def templates():
+    """Each golden template with the longest of its short rows."""
+    folder, arguments = GOLDEN / "templates", {}
+    for line in (folder / "cases.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        text = compact(row["arguments"])
+        if "text" in row and len(text) < 2000:
+            arguments[row["template"]] = max(arguments.get(row["template"], ""), text, key=len)
+    for name, text in arguments.items():
+        seed("jinja", name.removesuffix(".jinja"), (folder / name).read_text() + "\0" + text)
+
+
 if __name__ == "__main__":
     tokenizers()
+    templates()
     checkpoints()
     packs()
