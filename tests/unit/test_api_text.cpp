@@ -30,7 +30,7 @@ TEST_CASE("penalties know the sequence, bias the token") {
   CHECK(next != best);
 
   // The sequence has the token: so it is not chosen again. Another sequence does not have it.
-  ok(eval(s, {best}, {0}));
+  ok(eval(s, {best}));
   const dsv3_logit_bias force[] = {{best, 1e5f}};
   sampling.logit_bias = force;
   ok(dsv3_sample(s.get(), 0, &sampling, 1, &next));
@@ -46,7 +46,7 @@ TEST_CASE("penalties know the sequence, bias the token") {
 TEST_CASE("sampling refuses what makes no sense, and says it") {
   const Model model = open("ds3-f32");
   const Session s = session(model, options(64, 1));
-  ok(eval(s, {5}, {0}));
+  ok(eval(s, {5}));
   int32_t token = 77;
   const auto refused = [&](auto change, const char* part) {
     dsv3_sampling sampling = greedy();
