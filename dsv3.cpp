@@ -104,17 +104,6 @@ const char* dsv3_version(void) {
 
 namespace {
 
-const char* architecture_name(dsv3::Architecture architecture) {
-  switch (architecture) {
-    case dsv3::Architecture::DeepseekV2: return "deepseek_v2";
-    case dsv3::Architecture::DeepseekV3: return "deepseek_v3";
-    case dsv3::Architecture::Qwen3Moe: return "qwen3_moe";
-    case dsv3::Architecture::Mixtral: return "mixtral";
-    case dsv3::Architecture::MoeTransformer: return "moe_transformer";
-  }
-  return "?";
-}
-
 // generation_config.json: end tokens, and how to sample. do_sample without a temperature means 1; what the
 // file does not name is left open, as the released models' own servers do.
 Status read_generation_config(dsv3_model* m) {
@@ -206,7 +195,7 @@ dsv3_status dsv3_model_get_info(const dsv3_model* model, dsv3_model_info* info) 
     out.bytes_per_token = m.bytes_per_token();
     out.parameters_per_token = m.parameters_per_token();
     for (int64_t i = 0; i < c.num_hidden_layers; ++i) out.kv_values_per_token += c.cached_values(c.layers[i]);
-    out.architecture = architecture_name(c.architecture);
+    out.architecture = dsv3::architecture_name(c.architecture);
     out.model_type = c.model_type.c_str();
     out.id = model->id.c_str();
     out.task = task_of(c);

@@ -542,6 +542,7 @@ typedef struct dsv3_layer_batch {
   const uint8_t* bool_mask; /* [length, length], not 0: token i does not see token j; or null. Not both. */
   int32_t* router_ids;      /* out, [batch, length, num_experts_per_tok], highest weight first; or null */
   float* router_weights;    /* out, the same shape; or null */
+  int32_t exact;            /* as in dsv3_session_options */
 } dsv3_layer_batch;
 
 /* Hidden states in, hidden states out: y [batch, length, hidden_size]. Without a mask every token sees every token of

@@ -38,7 +38,8 @@ dsv3_status dsv3_layer_eval(const dsv3_model* model, const dsv3_layer_batch* bat
       for (size_t i = 0; i < blocked.size(); ++i) blocked[i] = b.bool_mask[i] ? -INFINITY : 0.0f;
     }
     const float* mask = b.bool_mask ? blocked.data() : b.float_mask;
-    return dsv3::eval_moe_transformer(*model->model, {b.batch, b.length, b.x, mask}, b.n_threads,
+    return dsv3::eval_moe_transformer(*model->model, {b.batch, b.length, b.x, mask},
+                                      {model->device, b.n_threads, b.exact != 0},
                                       {y, b.router_ids, b.router_weights});
   });
 }

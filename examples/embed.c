@@ -50,7 +50,7 @@ int main(int argc, char** argv) {
 
     char text[256]; /* more than any token has; it may end within a character, which the next one completes */
     size_t length;
-    check(dsv3_detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL, text, sizeof text, &length));
+    check(dsv3_detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL | DSV3_CONTINUES, text, sizeof text, &length));
     fwrite(text, 1, length < sizeof text ? length : sizeof text, stdout);
     fflush(stdout);
     batch.n = 1;

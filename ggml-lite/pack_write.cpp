@@ -68,11 +68,15 @@ Result<int> open_other_partial(const std::string& path) {
 }
 
 // From partial files to the real ones, as far as it is not done yet: the first file's name comes last.
-Status give_names(const std::string& path, uint32_t count) {
+Status give_names(const std::string& path, uint32_t count, bool named_before) {
   for (uint32_t i = count; i-- > 0;) {
     const std::string name = part_path(path, i, count), partial = name + ".partial";
-    if (::rename(partial.c_str(), name.c_str()) != 0 && errno != ENOENT)
-      return errno_status("rename " + partial + " to " + name, errno);
+    if (::rename(partial.c_str(), name.c_str()) == 0) continue;
+    // An interrupted writer may have named this one already; a file that is simply gone is a failure.
+    const int error = errno;
+    struct stat status;
+    if (error != ENOENT || !named_before || ::stat(name.c_str(), &status) != 0)
+      return errno_status("rename " + partial + " to " + name, error);
   }
   return sync_folder(path);
 }
@@ -514,7 +518,7 @@ Status PackWriter::Impl::write_indexes() {
 
 Status PackWriter::Impl::publish(const std::function<void()>& named) {
   if (journal.is_open()) LITE_TRY(journal.add({{Journal::kPublishing, 0, 0}}));
-  LITE_TRY(give_names(path, uint32_t(parts.size())));
+  LITE_TRY(give_names(path, uint32_t(parts.size()), false));
   if (named) named();
   if (journal.is_open()) ::unlink(journal_path().c_str());
   finished = true;
@@ -720,7 +724,7 @@ Result<std::optional<std::string>> finish_naming(const std::string& path,
     if (::stat((name + ".partial").c_str(), &s) != 0 && ::stat(name.c_str(), &s) != 0)
       return std::optional<std::string>();
   }
-  LITE_TRY(give_names(path, content->file_count));
+  LITE_TRY(give_names(path, content->file_count, true));
   if (named) named();
   ::unlink((path + ".journal").c_str());
   return std::optional(part_path(path, 0, content->file_count));

@@ -311,4 +311,15 @@ std::vector<float> Config::rope_inv_freq(int64_t dim) const {
   return out;
 }
 
+const char* architecture_name(Architecture architecture) {
+  switch (architecture) {
+    case Architecture::DeepseekV2: return "deepseek_v2";
+    case Architecture::DeepseekV3: return "deepseek_v3";
+    case Architecture::Qwen3Moe: return "qwen3_moe";
+    case Architecture::Mixtral: return "mixtral";
+    case Architecture::MoeTransformer: return "moe_transformer";
+  }
+  return "?";
+}
+
 }  // namespace dsv3

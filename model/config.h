@@ -19,6 +19,7 @@ using lite::Status;
 
 // Kimi-K2 and Moonlight are V3 by their mathematics. MoeTransformer is a single layer without vocabulary or positions.
 enum class Architecture { DeepseekV2, DeepseekV3, Qwen3Moe, Mixtral, MoeTransformer };
+const char* architecture_name(Architecture architecture);  // "deepseek_v2", ...
 // What the head computes for a position: logits of the next token, of a label, or of being an answer's start and end.
 enum class Task { CausalLm, SequenceClassification, TokenClassification, QuestionAnswering };
 enum class ScoringFunc { Softmax, Sigmoid };

@@ -6,7 +6,6 @@
 #include "ggml-lite/machine.h"
 #include "ggml-lite/ops.h"
 #include "ggml-lite/plan.h"
-#include "ggml-lite/ref/ref.h"
 #include "ggml-lite/scheduler.h"
 
 namespace dsv3 {
@@ -46,7 +45,8 @@ Status build(const Model& m, const LayerBatch& batch, LayerGraph* out) {
   // The softmax of the chosen logits is the softmax of all, normalised over the chosen.
   const lite::RouteParams route{
       lite::Scoring::Softmax, lite::GroupScore::None, 1, 1, l.num_experts_per_tok, true, 1.0f};
-  const auto [ids, weights] = b.route(b.linear(h, weight("moe.gate.weight")), Var::none(), route);
+  const auto [ids, weights] =
+      b.route(b.linear(h, weight("moe.gate.weight"), Var::none(), {.f32 = true}), Var::none(), route);
   lite::ExpertSet set;
   set.activation = lite::Activation::Gelu;
   for (int32_t e = 0; e < int32_t(l.n_routed_experts); ++e) {
@@ -68,7 +68,7 @@ Status build(const Model& m, const LayerBatch& batch, LayerGraph* out) {
 
 }  // namespace
 
-Status eval_moe_transformer(const Model& m, const LayerBatch& batch, int n_threads,
+Status eval_moe_transformer(const Model& m, const LayerBatch& batch, const LayerCompute& compute,
                             const LayerResult& result) {
   if (m.config().architecture != Architecture::MoeTransformer)
     return lite::invalid_argument("evaluate a layer: the model is ", m.config().model_type,
@@ -76,7 +76,7 @@ Status eval_moe_transformer(const Model& m, const LayerBatch& batch, int n_threa
   if (batch.batch < 1 || batch.length < 1 || batch.batch * batch.length > 1 << 24)
     return lite::invalid_argument("evaluate a layer: got ", batch.batch, " sequences of ", batch.length,
                                   " tokens, expected at least one of each and at most ", 1 << 24, " in all");
-  const auto backend = lite::make_ref_backend(n_threads);
+  const auto backend = make_backend(compute.device, compute.n_threads, compute.exact);
   lite::Backend* const backends[] = {backend.get()};
   LayerGraph g;
   LITE_TRY(build(m, batch, &g));

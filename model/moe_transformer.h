@@ -2,6 +2,7 @@
 // vocabulary and no positions: hidden states in, hidden states out.
 #pragma once
 
+#include "model/device.h"
 #include "model/model.h"
 
 namespace dsv3 {
@@ -12,13 +13,19 @@ struct LayerBatch {
   const float* mask;  // [length, length] added to the scores, -infinity: not seen; null: everything is seen
 };
 
+struct LayerCompute {
+  Device device;
+  int n_threads;
+  bool exact;
+};
+
 struct LayerResult {
   float* y;               // [batch, length, hidden_size]
   int32_t* router_ids;    // [batch * length, num_experts_per_tok], highest weight first; or null
   float* router_weights;  // the same shape; or null
 };
 
-Status eval_moe_transformer(const Model& model, const LayerBatch& batch, int n_threads,
+Status eval_moe_transformer(const Model& model, const LayerBatch& batch, const LayerCompute& compute,
                             const LayerResult& result);
 
 }  // namespace dsv3

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "ggml-lite/cpu/cpu.h"
-#include "ggml-lite/ref/ref.h"
 #include "ggml-lite/scheduler.h"
 
 namespace dsv3 {
@@ -19,11 +17,7 @@ Session::Session(Model& model, const SessionOptions& options)
 }
 
 Status Session::plan() {
-  if (options_.device.reference)
-    owned_backends_.push_back(lite::make_ref_backend(options_.n_threads));
-  else
-    owned_backends_.push_back(
-        lite::make_cpu_backend({options_.n_threads, options_.device.isa, options_.exact}));
+  owned_backends_.push_back(make_backend(options_.device, options_.n_threads, options_.exact));
   for (const auto& backend : owned_backends_) backends_.push_back(backend.get());
 
   GraphOptions o;

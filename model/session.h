@@ -12,19 +12,13 @@
 #include <vector>
 
 #include "ggml-lite/backend.h"
-#include "ggml-lite/cpu/isa.h"
 #include "ggml-lite/kv.h"
 #include "ggml-lite/plan.h"
+#include "model/device.h"
 #include "model/graphs.h"
 #include "model/model.h"
 
 namespace dsv3 {
-
-// What computes: the fast backend of the processors, or the reference.
-struct Device {
-  bool reference = false;
-  lite::Isa isa = lite::Isa::Portable;
-};
 
 struct SessionOptions {
   int32_t context, max_seqs, max_batch_tokens, max_logits, n_threads;

@@ -242,7 +242,9 @@ std::string detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size
 nlohmann::json parse_json(const std::string& bytes, const std::string& what) {
   using nlohmann::json;
   std::set<std::string> names;
+  constexpr int kDeepest = 200;  // what comes after would be walked by functions that call themselves
   const auto no_name_twice = [&](int depth, json::parse_event_t event, json& value) {
+    if (depth > kDeepest) fail(what, ": it is nested deeper than ", kDeepest);
     if (depth == 1 && event == json::parse_event_t::key && !names.insert(value.get<std::string>()).second)
       fail(what, ": ", value.dump(), " is there twice");
     return true;
@@ -281,12 +283,21 @@ std::function<std::string(const std::string&)> number(double smallest, double la
   };
 }
 
-void ComputeOptions::add_to(CLI::App* command) {
+void ComputeOptions::add_device_to(CLI::App* command) {
   command
       ->add_option("-t,--threads", n_threads,
                    "threads (default: the physical cores); results do not depend on them")
       ->check(number(1, 1024))
       ->type_name("N");
+  command->add_flag("--exact", exact, "f32 activations in every product, also where bf16 is faster");
+  command->add_option("--backend", backend, "what computes: cpu, or ref, the slow reference")
+      ->capture_default_str();
+  command->add_option("--isa", isa, "instruction sets of --backend cpu: auto, or one that --version names")
+      ->capture_default_str();
+}
+
+void ComputeOptions::add_to(CLI::App* command) {
+  add_device_to(command);
   command->add_option("--attention", attention, "how MLA is computed over the cached latents")
       ->check(CLI::IsMember({"auto", "absorbed", "expanded"}))
       ->capture_default_str();
@@ -299,11 +310,6 @@ void ComputeOptions::add_to(CLI::App* command) {
       ->capture_default_str();
   command->add_option("--kv", kv, "type of cached values; auto: bf16, or f32 with --exact or --backend ref")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
-      ->capture_default_str();
-  command->add_flag("--exact", exact, "f32 activations in every product, also where bf16 is faster");
-  command->add_option("--backend", backend, "what computes: cpu, or ref, the slow reference")
-      ->capture_default_str();
-  command->add_option("--isa", isa, "instruction sets of --backend cpu: auto, or one that --version names")
       ->capture_default_str();
 }
 

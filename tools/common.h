@@ -124,6 +124,7 @@ struct ComputeOptions {
   int32_t n_threads = 0;  // 0: the physical cores
 
   void add_to(CLI::App* command);
+  void add_device_to(CLI::App* command);  // without what only models of text have
   dsv3_session_options session_options() const;
 };
 

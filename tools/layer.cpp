@@ -9,11 +9,11 @@ namespace {
 
 struct LayerOptions {
   std::string model, in, out, mask = "none";
-  int32_t n_threads = 0;
+  ComputeOptions compute;
 };
 
 void run_layer(const LayerOptions& o) {
-  const Model model = open_model(o.model);
+  const Model model = open_model(o.model, o.compute);
   const dsv3_model_info info = get_info(model);
   if (info.task != DSV3_TASK_LAYER)
     fail("layer: ", o.model, " is a ", info.model_type, " model, expected a single layer");
@@ -40,7 +40,8 @@ void run_layer(const LayerOptions& o) {
   std::vector<int32_t> ids(weights.size());
   dsv3_layer_batch b = {};
   b.struct_size = sizeof b;
-  b.n_threads = o.n_threads;
+  b.n_threads = o.compute.n_threads;
+  b.exact = o.compute.exact;
   b.batch = int32_t(batch);
   b.length = int32_t(length);
   b.x = x.values.data();
@@ -85,8 +86,7 @@ void add_layer(CLI::App* program) {
                    "[length, length] in "
                    "--in: F32 is added to the scores, BOOL or U8 not 0 hides")
       ->capture_default_str();
-  command->add_option("-t,--threads", o->n_threads, "threads (default: physical cores)")
-      ->check(CLI::Range(1, 1024));
+  o->compute.add_device_to(command);
   command->callback([o] { run_layer(*o); });
 }
 

@@ -28,8 +28,12 @@ std::string one_line(const ordered_json& value) {
 
 // The members stand in the order they were given in: templates write them so.
 ordered_json parse(const std::string& bytes, const std::string& what) {
+  constexpr int kDeepest = 200;  // what comes after would be walked by functions that call themselves
   try {
-    return ordered_json::parse(bytes);
+    return ordered_json::parse(bytes, [&](int depth, ordered_json::parse_event_t, ordered_json&) {
+      if (depth > kDeepest) fail(what, ": it is nested deeper than ", kDeepest);
+      return true;
+    });
   } catch (const ordered_json::exception& e) {
     const std::string_view reason =
         e.what();  // "[json.exception.parse_error.101] parse error at line 1, ..."

@@ -1,6 +1,8 @@
 // dsv3 routing: how the experts of every layer are used by a text.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <filesystem>
 #include <fstream>
 
 #include <CLI/CLI.hpp>
@@ -151,6 +153,20 @@ std::string as_json(const std::vector<Layer>& layers, double loss, int64_t token
 }
 
 // A row of cells per layer, from white (unused) to dark (twice the mean load or more).
+// Appears under its name when it is complete; a typing error must not cost another file.
+void write_svg(const std::string& path, const std::string& picture) {
+  char begin[4] = {};
+  std::ifstream(path, std::ios::binary).read(begin, sizeof begin);
+  std::error_code error;
+  if (std::filesystem::exists(path, error) && std::string_view(begin, sizeof begin) != "<svg")
+    fail("write ", path, ": it exists and is not a picture of this kind; try another name");
+  const std::string partial = path + ".partial";
+  std::ofstream file(partial, std::ios::binary);
+  file << picture;
+  file.close();
+  if (!file || std::rename(partial.c_str(), path.c_str()) != 0) fail_errno("write " + path);
+}
+
 std::string as_svg(const std::vector<Layer>& layers, int64_t tokens) {
   constexpr int kCell = 12, kLeft = 60, kTop = 40;
   int32_t widest = 0;
@@ -215,9 +231,7 @@ void run_routing(const RoutingOptions& o) {
   const double loss = loss_of_all(layers, mask);
   if (!o.trace.empty()) save_trace(o.trace, layers);
   if (!o.svg.empty()) {
-    std::ofstream file(o.svg, std::ios::binary);
-    file << as_svg(layers, tokens);
-    if (!file.flush()) fail_errno("write " + o.svg);
+    write_svg(o.svg, as_svg(layers, tokens));
   }
   write_stdout(o.format == "json"  ? as_json(layers, loss, tokens)
                : o.format == "csv" ? as_csv(layers)

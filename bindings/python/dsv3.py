@@ -9,6 +9,8 @@ There is nothing to build: put this file where Python finds modules. The library
 `make` and `make install` leave it, and where the dynamic linker looks; dsv3.load("/path/libdsv3.so") chooses another.
 numpy is needed only for logits() and kept()."""
 import ctypes
+import operator
+import os
 import pathlib
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 
@@ -158,11 +160,17 @@ def version():
 
 
 def _ids(ids):
+    ids = [operator.index(i) for i in ids]
+    if any(not -2**31 <= i < 2**31 for i in ids):
+        raise ValueError("an id beyond 32 bits")  # ctypes would cut it
     return (c_int32 * len(ids))(*ids)
 
 
 def _path(path):
-    return str(path).encode("utf-8", "surrogateescape")
+    path = os.fsencode(path)
+    if b"\0" in path:
+        raise ValueError("a path with a zero byte")
+    return path
 
 
 class _Handle:
@@ -234,6 +242,8 @@ class Model(_Handle):
 
     def tokenize(self, text, flags=BOS_AUTO):
         """Ids of a str or of bytes."""
+        if not isinstance(text, (str, bytes, bytearray)):
+            raise TypeError(f"tokenize: got {type(text).__name__}, expected str or bytes")
         tokenizer, data = self._tokenizer(), text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
         n, room = c_size_t(), len(data) + 1
         while True:
@@ -316,6 +326,8 @@ class Session(_Handle):
     def sample(self, i, seed=0, **sampling):
         """The token after token i of the last batch; without sampling options as the checkpoint asks for. logit_bias is a
         dictionary of biases by id."""
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"got seed {seed}, expected 0..2^64-1")
         if "logit_bias" in sampling:
             bias = [LogitBias(token, value) for token, value in sampling["logit_bias"].items()]
             sampling = {**sampling, "n_logit_bias": len(bias), "logit_bias": (LogitBias * len(bias))(*bias)}
@@ -327,8 +339,10 @@ class Session(_Handle):
     def generate(self, prompt, n_tokens=None, seed=0, seq=0, flags=BOS_AUTO, **sampling):
         """Appends the prompt, a str or ids, and yields what the model writes after it, as str, until an end token, n_tokens
         tokens or a full context."""
-        ids = prompt if isinstance(prompt, (list, tuple)) else self.model.tokenize(prompt, flags)
+        ids = self.model.tokenize(prompt, flags) if isinstance(prompt, (str, bytes, bytearray)) else list(prompt)
         room = self.context - self.length(seq) - len(ids)
+        if room < 0:
+            self.eval(ids, seq)  # says what does not fit
         text = b""
         for _ in range(room if n_tokens is None else min(room, n_tokens)):
             self.eval(ids, seq)
@@ -374,7 +388,7 @@ class Session(_Handle):
 
     def load(self, saved, progress=None):
         """In place of all sequences: bytes, or the path of a file."""
-        if isinstance(saved, (bytes, bytearray)):
+        if isinstance(saved, (bytes, bytearray, memoryview)):
             return _check(_lib().dsv3_session_load(self._open(), bytes(saved), len(saved)))
         _check(_lib().dsv3_session_load_file(self._open(), _path(saved), _progress(progress), None))
 

@@ -45,7 +45,7 @@ class Carver {
   explicit Carver(std::byte* base) : base_(base) {}
   template <class T>
   T* take(int64_t count) {
-    T* part = reinterpret_cast<T*>(base_ + used_);
+    T* part = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
     used_ = round_up(used_ + count * int64_t(sizeof(T)), 64);
     return part;
   }

@@ -163,9 +163,10 @@ class Layer(Case):
     def test_masks(self):
         case = CASES / "moe-transformer"
         want, out = load_safetensors(case / "expected.safetensors"), TEMP / "layer.safetensors"
-        for name, mask in (("none", "none"), ("causal", "causal"), ("float", "float_mask")):
-            with self.subTest(name):
-                self.ok(dsv3("layer", packed(case), "--in", case / "expected.safetensors", "--out", out, "--mask", mask))
+        for name, mask, device in ((n, m, d) for n, m in (("none", "none"), ("causal", "causal"), ("float", "float_mask"))
+                                   for d in (["--exact"], ["--backend", "ref"], ["--isa", "portable", "--exact"])):
+            with self.subTest(name, device=device):
+                self.ok(dsv3("layer", packed(case), "--in", case / "expected.safetensors", "--out", out, "--mask", mask, *device))
                 got = load_safetensors(out)
                 self.assertLess(relative(got["output"], want[f"output.{name}"]), BOUND)
                 self.assertTrue((np.sort(got["router_ids"], 1) == np.sort(want[f"router_ids.{name}"], 1)).all())
@@ -180,7 +181,7 @@ class Layer(Case):
             data += raw
         text = json.dumps(header).encode()
         path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-        self.ok(dsv3("layer", packed(CASES / "moe-transformer"), "--in", path, "--out", out, *args))
+        self.ok(dsv3("layer", packed(CASES / "moe-transformer"), "--in", path, "--out", out, "--exact", *args))
         return load_safetensors(out)
 
     def test_every_kind_of_mask_and_every_batch(self):
@@ -273,6 +274,10 @@ class Routing(Case):
         path.write_text("[1]")
         self.fails(dsv3("routing", packed(CASES / "moe-transformer"), "--ids", path), "")
         self.fails(dsv3("routing", model, "--ids", path, "--svg", TEMP / "absent/x.svg"), "absent")
+        precious = TEMP / "precious.json"
+        precious.write_text("mine")
+        self.fails(dsv3("routing", model, "--ids", path, "--svg", precious), "not a picture")
+        self.assertEqual(precious.read_text(), "mine")
         self.fails(dsv3("routing", model, "--ids", path, "--trace", TEMP / "absent/x.safetensors"), "absent")
 
 

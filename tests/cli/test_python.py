@@ -18,6 +18,20 @@ def setUpModule():
     binding.load(LIBRARY)
 
 
+class Loss(unittest.TestCase):
+    def test_against_the_golden(self):
+        want = load_safetensors(CASES / "load-balancing/expected.safetensors")
+        layers = [np.ascontiguousarray(want[f"router_logits.{i}"], "<f4") for i in range(3)]
+        rows, experts = layers[0].shape
+        pointers = (ctypes.POINTER(ctypes.c_float) * 3)(*(l.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for l in layers))
+        mask = np.ascontiguousarray(want["attention_mask"].ravel(), np.uint8)
+        for name, given in (("loss", None), ("loss_masked", mask.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))):
+            loss = ctypes.c_double()
+            function = ctypes.CDLL(str(LIBRARY)).dsv3_load_balancing_loss
+            self.assertEqual(function(pointers, 3, rows, experts, 3, given, ctypes.byref(loss)), 0)
+            self.assertAlmostEqual(loss.value / float(want[name][0]), 1, delta=1e-6)
+
+
 class Layout(unittest.TestCase):
     def test_structs_and_constants_are_the_header_s(self):
         lines, expected = [], []

@@ -91,6 +91,7 @@ class Render(Case):
         self.fails(dsv3("render", DEMO, stdin=b'[{"role": "critic", "content": "x"}]'), "unknown role: critic")
         self.fails(dsv3("render", TEMPLATES / "qwen3.jinja", "--ids", stdin=b"[]"), "qwen3.jinja")
         self.fails(dsv3("render", DEMO, "--ids", "--jsonl"), code=2)
+        self.fails(dsv3("render", DEMO, stdin=b"[" * 100000 + b"]" * 100000), "nested deeper")
 
 
 class Chat(Case):

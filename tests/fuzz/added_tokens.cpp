@@ -36,14 +36,12 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   const dsv3::AddedTokenSet set(tokens);
   for (size_t from = 0; from <= text.size();) {
-    const auto match = set.find(text, from);
+    const auto match = set.find(text, {{0, text.size()}}, from);
     const auto [begin, id] = slow_find(tokens, text, from);
     fuzz::require((match.token ? match.token->id : -1) == id, "the longest of the leftmost is found");
     if (!match.token) break;
     fuzz::require(match.begin == begin, "the leftmost is found");
-    from = match.begin + match.token->text.size();
+    from = match.end;
   }
-  for (const dsv3::AddedToken& t : tokens)
-    fuzz::require(set.id(t.text) == t.id, "a token is found by its text");
   return 0;
 }

@@ -47,7 +47,7 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!checkpoint.ok()) return 0;
   for (const char* name : {"x", "y", "z", "w"}) {
     const auto* tensor = checkpoint->find(name);
-    if (tensor) fuzz::require(tensor->file->path().starts_with(folder + "/"), "a shard lies in the folder");
+    if (tensor) fuzz::require(tensor->file().path().starts_with(folder + "/"), "a shard lies in the folder");
   }
   fuzz::require(!checkpoint->find("w"), "nothing outside the folder is read");
   return 0;
