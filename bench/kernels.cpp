@@ -111,7 +111,7 @@ class Bench {
     std::byte* const arenas[] = {arena.get()};
     std::vector<std::byte*> streams;
     for (const Buffer& s : streams_) streams.push_back(s.get());
-    bind(&graph, plan, arenas, streams);
+    lite::bind(&graph, plan, arenas, streams);
     const auto input = [&](Var v) { return graph.tensor(v).row<int32_t>(0); };
     input(in.counts)[kTokens] = int32_t(tokens);
     input(in.counts)[kSequences] = 1;
