@@ -137,7 +137,7 @@ struct Workspace {
     const bool rounds = std::get<MoeParams>(n.params).rounding != Rounding::None;
     int64_t at = 0;
     const auto take = [&](int64_t count) {
-      std::byte* part = memory + at;
+      std::byte* part = memory ? memory + at : nullptr;
       at = round_up(at + count * 4, 64);
       return part;
     };
