@@ -18,8 +18,8 @@ int32_t Row::real() const {
 
 void RowOptions::add_to(CLI::App* command) {
   CLI::Option* p = command->add_option("-p,--prompt", prompt, "the text");
-  CLI::Option* f =
-      command->add_option("-f,--file,FILE", file, "the text's file; - (default): standard input")->excludes(p);
+  CLI::Option* f = command->add_option("-f,--file,FILE", file, "the text's file; - (default): standard input")
+                       ->excludes(p);
   command
       ->add_option(
           "--ids", ids,
