@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "ggml-lite/backend.h"
+#include "ggml-lite/carver.h"
 #include "ggml-lite/cpu/isa.h"
 #include "ggml-lite/cpu/product.h"
 #include "ggml-lite/team.h"
@@ -38,23 +39,6 @@ int64_t attention_workspace(const Graph& g, const Node& n, int threads);
 int64_t moe_workspace(const Graph& g, const Node& n, int threads);
 
 bool is_prompt(const Graph& g, const Node& n);
-
-// Hands out parts of a workspace, each at 64 bytes; with a null base only counts them.
-class Carver {
- public:
-  explicit Carver(std::byte* base) : base_(base) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* part = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    used_ = round_up(used_ + count * int64_t(sizeof(T)), 64);
-    return part;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  int64_t used_ = 0;
-};
 
 }  // namespace cpu
 }  // namespace lite

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ggml-lite/carver.h"
 #include "ggml-lite/ref/ref.h"
 
 namespace lite::ref {
@@ -135,19 +136,14 @@ struct Workspace {
     if (set.has_shared) width = std::max(width, set.shared.up.shape[0]);
     const int64_t pairs = tokens * (k + 1);
     const bool rounds = std::get<MoeParams>(n.params).rounding != Rounding::None;
-    int64_t at = 0;
-    const auto take = [&](int64_t count) {
-      std::byte* part = memory ? memory + at : nullptr;
-      at = round_up(at + count * 4, 64);
-      return part;
-    };
-    start = reinterpret_cast<int32_t*>(take(slots + 2));
-    list = reinterpret_cast<int32_t*>(take(pairs));
-    rounded_x = reinterpret_cast<float*>(take(rounds ? tokens * d : 0));
-    hidden = reinterpret_cast<float*>(take(pairs * width));
-    partial = reinterpret_cast<float*>(take(threads * pairs));
-    rows = reinterpret_cast<float*>(take(threads * kRowsPerThread * std::max(width, d)));
-    bytes = at;
+    Carver carve(memory);
+    start = carve.take<int32_t>(slots + 2);
+    list = carve.take<int32_t>(pairs);
+    rounded_x = carve.take<float>(rounds ? tokens * d : 0);
+    hidden = carve.take<float>(pairs * width);
+    partial = carve.take<float>(threads * pairs);
+    rows = carve.take<float>(threads * kRowsPerThread * std::max(width, d));
+    bytes = carve.used();
   }
   int64_t bytes;
 };
