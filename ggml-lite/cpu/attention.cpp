@@ -8,8 +8,8 @@
 #include <cmath>
 #include <limits>
 
+#include "ggml-lite/cached_rows.h"
 #include "ggml-lite/cpu/cpu.h"
-#include "ggml-lite/kv.h"
 
 namespace lite::cpu {
 namespace {
@@ -18,28 +18,6 @@ constexpr int64_t kSpan = 256;      // positions of a block
 constexpr int64_t kQueryRows = 64;  // rows that meet a block at once in a prompt
 constexpr int64_t kMaxSplits = 32;  // parts of a sequence that threads do side by side
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-// Where the cached rows of the step's sequences are.
-struct Cache {
-  const Tensor& stream;
-  const int32_t* seqs;
-  const Tensor& blocks;
-
-  int32_t first(int64_t s) const { return seqs[3 * s]; }
-  int32_t count(int64_t s) const { return seqs[3 * s + 1]; }
-  int32_t length(int64_t s) const { return seqs[3 * s + 2]; }
-  int64_t sequence_of(int64_t token) const {
-    int64_t s = 0;
-    while (token >= first(s) + count(s)) ++s;
-    return s;
-  }
-  int64_t visible(int64_t s, int64_t token) const { return length(s) - count(s) + (token - first(s)) + 1; }
-  const std::byte* row(int64_t s, int64_t position) const {
-    return stream.data +
-           (int64_t(blocks.row<int32_t>(s)[position / kBlockRows]) * kBlockRows + position % kBlockRows) *
-               stream.stride[0];
-  }
-};
 
 // Sizes of one kind of attention: keys of `key` values, values of `value`; `group` query heads share them.
 struct Shape {
@@ -175,7 +153,7 @@ class Attention {
   const Team& team_;
   const Kernels& k_;
   const Arithmetic& arithmetic_;
-  const Cache cache_;
+  const CachedRows cache_;
   const Tensor& y_;
   const Shape shape_;
   const Memory m_;
@@ -284,24 +262,29 @@ void Attention::meet(const Span& span, Queries& queries) {
 void Attention::decode_cached() {
   const int64_t tokens = g_.live_rows(n_, n_.in[0]), group = shape_.group, groups = shape_.heads / group;
   const int64_t rows = std::min(group, kQueryRows), parts = ceil_div(group, rows);
-  const auto spans_of = [&](int64_t t) {  // first span that t sees, one behind the last
-    const int64_t visible = cache_.visible(cache_.sequence_of(t), t);
-    return std::pair(shape_.first_visible(visible) / kSpan, ceil_div(visible, kSpan));
+  // A token with the spans [first, end) it sees, and where its splits of them begin among those of its wave.
+  struct Seen {
+    int64_t t, s, visible, first, end, per_split, splits, place;
   };
-  const auto splits_of = [&](int64_t t) {
-    const auto [first, end] = spans_of(t);
-    return ceil_div(end - first, ceil_div(end - first, kMaxSplits));
+  const auto seen_by = [&](int64_t t, int64_t place) {
+    const int64_t s = cache_.sequence_of(t), visible = cache_.visible(s, t);
+    const int64_t first = shape_.first_visible(visible) / kSpan, end = ceil_div(visible, kSpan);
+    const int64_t per_split = ceil_div(end - first, kMaxSplits);
+    return Seen{t, s, visible, first, end, per_split, ceil_div(end - first, per_split), place};
   };
   // As many tokens at a time as there is room for their splits.
   for (int64_t t0 = 0; t0 < tokens;) {
-    int64_t t1 = t0, splits = 0;
-    while (t1 < tokens && splits + splits_of(t1) <= shape_.splits()) splits += splits_of(t1++);
-    team_.tasks(splits * groups * parts, [&, t0 = t0](int64_t i) {
+    Seen wave[kMaxSplits];
+    int64_t n = 0, splits = 0;
+    for (; n < kMaxSplits && t0 + n < tokens; splits += wave[n++].splits) {
+      wave[n] = seen_by(t0 + n, splits);
+      if (splits + wave[n].splits > shape_.splits()) break;
+    }
+    team_.tasks(splits * groups * parts, [&](int64_t i) {
       const int64_t part = i % parts, gr = i / parts % groups, place = i / parts / groups;
-      int64_t t = t0, split = place;
-      while (split >= splits_of(t)) split -= splits_of(t++);
-      const auto [first, end] = spans_of(t);
-      const int64_t s = cache_.sequence_of(t), per_split = ceil_div(end - first, kMaxSplits);
+      const auto [t, s, visible, first, end, per_split, n_splits, from] =
+          *std::find_if(wave, wave + n, [&](const Seen& w) { return place < w.place + w.splits; });
+      const int64_t split = place - from;
       const int64_t h0 = gr * group + part * rows;
       Queries queries;
       for (int64_t h = h0; h < std::min(h0 + rows, (gr + 1) * group); ++h) add_query(&queries, s, t, h);
@@ -313,18 +296,18 @@ void Attention::decode_cached() {
       Span span;
       const int64_t last = std::min(end, first + (split + 1) * per_split);
       for (int64_t b = first + split * per_split; b < last; ++b) {
-        const int64_t begin = b * kSpan, visible = cache_.visible(s, t);
+        const int64_t begin = b * kSpan;
         read_span(s, gr, begin, std::min(kSpan, visible - begin), &span);
         meet(span, queries);
       }
     });
     team_.barrier();
     // Merges the splits of each head, in order.
-    const auto [first, end] = team_.share((t1 - t0) * shape_.heads);
+    const auto [first, end] = team_.share(n * shape_.heads);
     for (int64_t i = first; i < end; ++i) {
-      const int64_t t = t0 + i / shape_.heads, h = i % shape_.heads, n_splits = splits_of(t);
-      int64_t place = 0;
-      for (int64_t before = t0; before < t; ++before) place += splits_of(before);
+      const int64_t h = i % shape_.heads;
+      const int64_t t = wave[i / shape_.heads].t, n_splits = wave[i / shape_.heads].splits,
+                    place = wave[i / shape_.heads].place;
       const State* state = m_.partial_state + place * shape_.heads + h;
       float top = kNever, total = 0;
       for (int64_t j = 0; j < n_splits; ++j) top = std::max(top, state[j * shape_.heads].top);
@@ -338,7 +321,7 @@ void Attention::decode_cached() {
         for (int64_t c = 0; c < shape_.value; ++c) y[c] += factor * part[c];
       }
     }
-    t0 = t1;
+    t0 += n;
     if (t0 < tokens) team_.barrier();
   }
 }

@@ -2,32 +2,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ggml-lite/kv.h"
+#include "ggml-lite/cached_rows.h"
 #include "ggml-lite/ref/ref.h"
 
 namespace lite::ref {
 namespace {
 
-// Reads the cached rows of the step's sequences.
-struct Cache {
-  const Tensor& stream;
-  const int32_t* seqs;
-  const Tensor& blocks;
-
-  int32_t first(int64_t s) const { return seqs[3 * s]; }
-  int32_t count(int64_t s) const { return seqs[3 * s + 1]; }
-  int32_t length(int64_t s) const { return seqs[3 * s + 2]; }
-  int64_t sequence_of(int64_t token) const {
-    int64_t s = 0;
-    while (token >= first(s) + count(s)) ++s;
-    return s;
-  }
-  // Rows that token `token` of sequence s attends to: its own position and all before it.
-  int64_t visible(int64_t s, int64_t token) const { return length(s) - count(s) + (token - first(s)) + 1; }
-  void read(int64_t s, int64_t position, float* row) const {
-    const int64_t at =
-        int64_t(blocks.row<int32_t>(s)[position / kBlockRows]) * kBlockRows + position % kBlockRows;
-    decode(stream.dtype, stream.data + at * stream.stride[0], row, stream.shape[1]);
+struct Cache : CachedRows {
+  void read(int64_t s, int64_t position, float* to) const {
+    decode(stream.dtype, row(s, position), to, stream.shape[1]);
   }
 };
 
