@@ -91,7 +91,7 @@ typedef struct dsv3_model_options {
   int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
   const char* backend; /* "cpu", the fast one (default); "ref", the reference: scalar f32, slow */
   /* Instruction-set path of "cpu": "auto" (default), the best this machine has, or "portable", "avx2", "avx512",
-   * "avx512bf16", "amx". UNSUPPORTED when the machine has not got it. */
+   * "avx512bf16". UNSUPPORTED when the machine has not got it. */
   const char* isa;
   dsv3_log log; /* warnings and facts worth telling; default none */
   void* log_user;

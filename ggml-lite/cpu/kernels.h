@@ -48,7 +48,6 @@ struct Kernels {
   void (*scale)(float* x, float factor, int64_t n);
   // y[i] = silu(gate[i]) * up[i].
   void (*silu_mul)(const float* gate, const float* up, float* y, int64_t n);
-  float (*dot)(const float* a, const float* b, int64_t n);
 
   // What the path can do at most (ceilings.h): `n` rounds of independent products in registers, f32 and bf16 (null without
   // such arithmetic), the multiply-adds they were; and eight rows of `row` bytes (whole vectors) read side by side.
@@ -64,7 +63,6 @@ const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx512bf16();
-const Kernels* kernels_amx();
 const Kernels* kernels_of(Isa isa);
 
 }  // namespace lite::cpu

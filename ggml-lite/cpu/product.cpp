@@ -45,6 +45,10 @@ const std::byte* at(const Tensor& w, int64_t row, int64_t column) {
   return w.data + row * w.stride[0] + column * size_of(w.dtype);
 }
 
+bool has_bf16_products(const Arithmetic& a, const Tensor& w) {
+  return a.k->gemm_bf16 && !a.exact && (w.dtype == DType::F8_E4M3 || w.dtype == DType::BF16);
+}
+
 }  // namespace
 
 Elem elem_of(DType dtype) {
@@ -54,10 +58,6 @@ Elem elem_of(DType dtype) {
     case DType::F8_E4M3: return Elem::F8;
     default: return Elem::F32;
   }
-}
-
-bool has_bf16_products(const Arithmetic& a, const Tensor& w) {
-  return a.k->gemm_bf16 && !a.exact && (w.dtype == DType::F8_E4M3 || w.dtype == DType::BF16);
 }
 
 int64_t ProductScratch::bytes(int64_t columns) {

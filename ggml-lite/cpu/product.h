@@ -16,7 +16,6 @@ struct Arithmetic {
 };
 
 Elem elem_of(DType dtype);  // of a float type
-bool has_bf16_products(const Arithmetic& a, const Tensor& w);
 
 // One thread's memory for products with matrices of up to `columns` columns.
 class ProductScratch {

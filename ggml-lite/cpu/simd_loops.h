@@ -375,20 +375,6 @@ void silu_mul(const float* gate, const float* up, float* y, int64_t n) {
   });
 }
 
-template <class V>
-float dot(const float* a, const float* b, int64_t n) {
-  typename V::Reg sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-  int64_t i = 0;
-  for (; i + 4 * V::kLanes <= n; i += 4 * V::kLanes)
-    for (int j = 0; j < 4; ++j)
-      sum[j] = V::fma(V::load(a + i + j * V::kLanes), V::load(b + i + j * V::kLanes), sum[j]);
-  for (; i < n; i += V::kLanes) {
-    const int64_t count = n - i < V::kLanes ? n - i : V::kLanes;
-    sum[0] = V::fma(V::load_first(a + i, count), V::load_first(b + i, count), sum[0]);
-  }
-  return sum_of<V>(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
-}
-
 // ---- ceilings
 
 template <class V>
@@ -434,7 +420,6 @@ constexpr Kernels f32_kernels() {
   k.max = max_of<V>;
   k.scale = scale<V>;
   k.silu_mul = silu_mul<V>;
-  k.dot = dot<V>;
   k.f32_rounds = f32_rounds<V>;
   k.read_rows = read_rows<V>;
   return k;

@@ -3,7 +3,7 @@ import re
 
 from dumps import *
 
-PATHS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
+PATHS = ("portable", "avx2", "avx512", "avx512bf16")
 USABLE = re.search(rb"instruction sets: (.*)", dsv3("--version").stdout).group(1).decode().split()
 
 
