@@ -9,7 +9,7 @@ namespace dsv3 {
 using lite::Tensor;
 
 Model::Model(lite::PackFile file, Config config)
-    : file_(std::move(file)), config_(std::move(config)), placement_(config_), table_(tensor_table(config_)) {
+    : file_(std::move(file)), config_(std::move(config)), table_(tensor_table(config_)) {
   for (const TensorInfo& t : table_) by_name_[t.name] = &t;
 }
 

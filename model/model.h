@@ -6,9 +6,9 @@
 #include <mutex>
 #include <string>
 
+#include "ggml-lite/device_weights.h"
 #include "ggml-lite/pack.h"
 #include "model/config.h"
-#include "model/placement.h"
 #include "model/tensors.h"
 
 namespace dsv3 {
@@ -20,7 +20,6 @@ class Model {
 
   const lite::PackFile& file() const { return file_; }
   const Config& config() const { return config_; }
-  const Placement& placement() const { return placement_; }
   const std::vector<TensorInfo>& table() const { return table_; }
 
   // A tensor of the table by name; of an optional one that is absent, what it is the same as, or no data at all.
@@ -35,6 +34,9 @@ class Model {
   // Everything as one JSON text; see dsv3_model_describe. Built at the first call.
   const std::string& describe();
 
+  // What sessions need of the weights on other devices than the host.
+  lite::DeviceWeights& device_weights() { return device_weights_; }
+
   // Evaluations of one model run one after the other.
   std::mutex& evaluation() { return evaluation_; }
 
@@ -45,10 +47,10 @@ class Model {
 
   lite::PackFile file_;
   Config config_;
-  Placement placement_;
   std::vector<TensorInfo> table_;
   std::map<std::string_view, const TensorInfo*> by_name_;
   std::map<int64_t, std::vector<float>> inv_freq_;  // by dimension
+  lite::DeviceWeights device_weights_;
   std::mutex evaluation_, describing_;
   std::string description_;
 };
