@@ -88,7 +88,7 @@ typedef void (*dsv3_log)(void* user, dsv3_log_level level, const char* text); /*
 
 typedef struct dsv3_model_options {
   uint32_t struct_size;
-  int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
+  int32_t verify; /* not 0: compare all data with its checksums first, at the speed of the disk */
   /* "cpu", the fast one (default); "ref", the reference: scalar f32, slow; "cuda" or "cuda:N", the first NVIDIA GPU or that
    * of number N, if this build has it: all the work and all the memory but the file's are there. */
   const char* backend;
@@ -338,6 +338,15 @@ typedef struct dsv3_session_options {
   int32_t mtp;            /* not 0: also evaluate the multi-token-prediction layer */
   dsv3_progress progress; /* of one evaluation, in tokens, once a pass */
   void* progress_user;
+  /* Of a model opened with a GPU: how the work is divided between it and the host. gpu_memory: bytes of the GPU's memory
+   * that may be used, for everything, with half a GiB for the driver; what does not fit stays on the host. Default: no
+   * limit, all goes to the GPU. What every token reads goes there first: layer by layer attention with its cached rows,
+   * router, shared experts and dense FFN, then the head; then routed experts, layer by layer. The embedding stays. */
+  int64_t gpu_memory;
+  /* Rules that come before that, separated by ';': "[layers A-B] [ROLE | experts A-B] = cpu | cuda | cuda:N". ROLE is embed,
+   * attention, dense_ffn, router, shared_experts, routed_experts, mtp or head; N counts the GPUs in use. Of rules for one
+   * part the last holds. "layers 3-20 routed_experts=cuda; layers 21-60 experts 0-63=cuda; head=cpu" */
+  const char* place;
 } dsv3_session_options;
 
 /* Bytes a session takes, known before any is allocated. */
@@ -348,14 +357,16 @@ typedef struct dsv3_memory {
   int64_t activations;  /* the arena that all intermediate results share */
   int64_t total;        /* everything */
   int64_t machine;      /* memory this process may use: RAM or its cgroup's or its own limit */
+  int64_t gpu;          /* of GPUs' memory: copies of weights, and what of cache and activations is there */
 } dsv3_memory;
 
 /* Touches no weight and allocates little. Errors as dsv3_session_new. Any thread. */
 DSV3_API dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* options,
                                          dsv3_memory* memory);
 
-/* INVALID_ARGUMENT for options out of range (a context beyond max_position_embeddings, mtp without such a layer);
- * OUT_OF_MEMORY with the numbers when cache and activations exceed what the machine has. Any thread. */
+/* INVALID_ARGUMENT for options out of range (a context beyond max_position_embeddings, mtp without such a layer, place
+ * with a word that is not known); OUT_OF_MEMORY with the numbers when cache and activations exceed what the machine has,
+ * or the parts that place names exceed gpu_memory. Any thread. */
 DSV3_API dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* options,
                                       dsv3_session** session);
 /* One thread, as the last to use the session. */
@@ -424,6 +435,42 @@ typedef struct dsv3_session_stats {
 
 /* One thread. */
 DSV3_API dsv3_status dsv3_session_get_stats(const dsv3_session* session, dsv3_session_stats* stats);
+
+/* ---- planning -------------------------------------------------------------------------------------------- */
+
+/* What a session would be on a machine that need not be there: which part of the model goes where, what that takes, and
+ * how fast a token can come at best. */
+typedef struct dsv3_plan dsv3_plan;
+
+typedef struct dsv3_plan_options {
+  uint32_t struct_size;
+  int32_t n_gpus;      /* default: 1 if session has gpu_memory, else 0 */
+  int64_t host_memory; /* bytes that weights, cache and activations on the host may take; default: no limit */
+  double host_GBps;    /* reading the host's memory; default: measured, which takes 512 MiB and 100 ms */
+  double gpu_GBps;     /* reading a GPU's; default: 1000, assumed */
+  double pcie_GBps;    /* between the two; default: 25, assumed */
+  const dsv3_session_options* session; /* gpu_memory, of each GPU, and place among them; null: defaults */
+} dsv3_plan_options;
+
+/* Of a packed file, whose weights are not read, or of a checkpoint's config.json alone, for which types are those of the
+ * released checkpoints. Needs no GPU. A session with these options takes these bytes; the driver's share of a GPU is
+ * estimated, and where CUDA is not built in so is scratch memory there. Errors: those of dsv3_model_open and
+ * dsv3_session_new; OUT_OF_MEMORY, with the missing bytes, when host_memory is too little. Any thread. */
+DSV3_API dsv3_status dsv3_plan_new(const char* path, const dsv3_plan_options* options, dsv3_plan** plan);
+DSV3_API void dsv3_plan_free(dsv3_plan* plan);
+
+/* The plan as one JSON object; holds as long as the plan. Any thread.
+ *   "context", "mtp"
+ *   "devices"  [{"device": "cpu" or "cuda:N", "weights", "cache", "activations", "driver_estimate", "total", "memory" (the
+ *              budget, if there is one), "read_per_token" and "read_per_token_full" (bytes, with an empty and with a full
+ *              context), "GBps", "GBps_from": "stated", "measured" or "assumed"}]
+ *   "parts"    [{"role" (also "kv"), "layers": [A, B], "experts": [A, B] where a layer is divided, "device", "bytes"}],
+ *              equal consecutive layers in one; "layers" is missing for what is of no layer
+ *   "crossed_per_token"  bytes between devices; "pcie_GBps", "pcie_GBps_from"
+ *   "tokens_per_second", "tokens_per_second_full"  at best: all bandwidths reached, devices at work side by side, nothing
+ *              but weights and cached rows read
+ *   "machine_memory"  bytes this process may use here */
+DSV3_API const char* dsv3_plan_json(const dsv3_plan* plan);
 
 /* ---- sequences ------------------------------------------------------------------------------------------- */
 

@@ -1,5 +1,7 @@
 #include "api/device.h"
 
+#include "ggml-lite/cpu/cpu.h"
+
 #ifdef DSV3_CUDA
 #include <charconv>
 
@@ -29,11 +31,19 @@ lite::Status read_gpu(const std::string& backend, Device* device) {
     if (error != std::errc() || at != end)
       return lite::invalid_argument("expected cuda, or cuda:N with the number of a GPU");
   }
-  device->gpu = [number] { return lite::make_cuda_backend(number); };
-  return device->gpu().status();
+  device->gpus.push_back([number] { return lite::make_cuda_backend(number); });
+  return device->gpus[0]().status();
+}
+lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
+  return lite::make_cuda_planner();
 }
 #else
 constexpr char kBackends[] = "cpu ref", kCuda[] = "not built in";
+
+// Scratch on a GPU is about what it is on the host.
+lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
+  return lite::make_cpu_backend({1, lite::best_isa(), true});
+}
 
 lite::Status read_gpu(const std::string&, Device*) {
   return {};
@@ -52,12 +62,19 @@ lite::Result<Device> read_device(const dsv3_model_options& o) {
   device.reference = backend == "ref";
   device.isa = lite::best_isa();
   LITE_TRY(read_gpu(backend, &device).in("open model: backend \"" + backend + "\""));
-  if (backend != "cpu" && !device.reference && !device.gpu)
+  if (backend != "cpu" && !device.reference && device.gpus.empty())
     return lite::unsupported("open model: backend \"", backend, "\": this build has: ", kBackends);
   if (isa == "auto") return device;
   LITE_ASSIGN(device.isa, lite::isa_from_name(isa));
   if (!lite::isa_usable(device.isa))
     return lite::unsupported("open model: instruction set \"", isa, "\": this machine has: ", usable_isas());
+  return device;
+}
+
+Device planning_device(int gpus) {
+  Device device;
+  device.isa = lite::best_isa();
+  device.gpus.assign(size_t(gpus), make_planner);
   return device;
 }
 

@@ -123,6 +123,9 @@ std::function<bool(int64_t, int64_t)> progress_function(dsv3_progress progress, 
 
 dsv3_task task_of(const Config& config);
 
+// What options mean for a model, defaults filled in.
+Result<dsv3::SessionOptions> session_options(const dsv3_model& model, const dsv3_session_options* given);
+
 // Null: text_status says why.
 const dsv3_tokenizer* tokenizer_of(const dsv3_model& model);
 

@@ -10,9 +10,8 @@ using dsv3::Config;
 using dsv3::Result;
 using dsv3::Status;
 
-namespace {
-
-Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_session_options* given) {
+Result<dsv3::SessionOptions> dsv3::api::session_options(const dsv3_model& m,
+                                                        const dsv3_session_options* given) {
   const Config& config = m.model->config();
   if (task_of(config) == DSV3_TASK_LAYER)
     return lite::invalid_argument("session options: a ", config.model_type,
@@ -64,18 +63,29 @@ Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_ses
   s.given_routing = o.given_routing != 0;
   s.mtp = o.mtp != 0;
   s.progress = progress_function(o.progress, o.progress_user);
+  LITE_TRY(in_range("session options", "gpu_memory", o.gpu_memory, 0, INT64_MAX));
+  s.gpu_memory = o.gpu_memory;
+  if (o.place) s.place = o.place;
   return s;
 }
 
-Result<dsv3_memory> session_memory(dsv3_model& m, const dsv3::SessionOptions& options) {
-  LITE_ASSIGN(const dsv3::MemoryUse use, dsv3::Session::memory(*m.model, options));
+namespace {
+
+// With the host's own share.
+Result<std::pair<dsv3_memory, dsv3::MemoryUse>> session_memory(dsv3_model& m,
+                                                               const dsv3::SessionOptions& options) {
+  LITE_ASSIGN(const dsv3::SessionPlan plan, dsv3::Session::plan(*m.model, options));
   dsv3_memory memory = {};
-  memory.weights = use.weights;
-  memory.cache = use.cache;
-  memory.activations = use.activations;
-  memory.total = use.weights + use.cache + use.activations;
+  memory.weights = m.model->file().file_bytes();
+  for (size_t device = 0; device < plan.memory.size(); ++device) {
+    const dsv3::MemoryUse& use = plan.memory[device];
+    memory.cache += use.cache;
+    memory.activations += use.activations;
+    if (device > 0) memory.gpu += use.weights + use.cache + use.activations;
+  }
+  memory.total = memory.weights + memory.cache + memory.activations;
   memory.machine = lite::memory_limit();
-  return memory;
+  return std::pair(memory, plan.memory[0]);
 }
 
 std::string gib(int64_t bytes) {
@@ -99,8 +109,8 @@ dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* o
     if (!model) return null_argument("dsv3_session_memory", "model");
     if (!memory) return null_argument("dsv3_session_memory", "memory");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
-    LITE_ASSIGN(const dsv3_memory use, session_memory(*model, o));
-    return write_struct("dsv3_memory", use, memory);
+    LITE_ASSIGN(const auto use, session_memory(*model, o));
+    return write_struct("dsv3_memory", use.first, memory);
   });
 }
 
@@ -109,15 +119,17 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
     if (!model) return null_argument("dsv3_session_new", "model");
     if (!session) return null_argument("dsv3_session_new", "session");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
-    LITE_ASSIGN(const dsv3_memory use, session_memory(*model, o));
+    LITE_ASSIGN(const auto memory, session_memory(*model, o));
+    const dsv3::MemoryUse& use = memory.second;
+    const int64_t machine = memory.first.machine;
     const std::string numbers =
         lite::str("cache ", gib(use.cache), ", activations ", gib(use.activations), ", weights ",
-                  gib(use.weights), "; this machine has ", gib(use.machine));
-    if (!o.device.gpu && use.cache + use.activations > use.machine)
+                  gib(use.weights), "; this machine has ", gib(machine));
+    if (use.cache + use.activations > machine)
       return lite::out_of_memory("new session: the memory is not there: ", numbers,
                                  "; try a smaller context (", o.context, ") or fewer sequences (", o.max_seqs,
                                  ")");
-    if (!o.device.gpu && use.total > use.machine)
+    if (use.total() > machine)
       model->info("model and cache are larger than the memory: " + numbers +
                       "; weights will be read from the disk again and again",
                   DSV3_LOG_WARNING);

@@ -34,6 +34,39 @@ void launch_node(const Graph& g, const Node& n, const Step& step) {
   }
 }
 
+// Blocks of a grid's second direction hold 8 rows or 256 columns each.
+constexpr int64_t kLargest = 500000;
+
+Status check_node(const Graph& g, const Node& n) {
+  for (const std::vector<Var>* values : {&n.in, &n.out})
+    for (const Var v : *values)
+      for (int i = 0; v && i < g.tensor(v).rank; ++i)
+        if (g.tensor(v).shape[i] > kLargest)
+          return unsupported(op_name(n.op), " on a GPU: a dimension of ", g.tensor(v).shape[i],
+                             ", expected at most ", kLargest);
+  switch (n.op) {
+    case Op::AttentionLatent:
+    case Op::AttentionExpanded:
+    case Op::AttentionGrouped:
+    case Op::AttentionMasked: return cuda::check_attention(g, n);
+    case Op::Route: return cuda::check_route(g, n);
+    case Op::MoeFfn: return cuda::check_moe(g, n);
+    default: return {};
+  }
+}
+
+int64_t node_workspace(const Graph& g, const Node& n) {
+  switch (n.op) {
+    case Op::Linear: return cuda::linear_workspace(g, n);
+    case Op::AttentionLatent:
+    case Op::AttentionExpanded:
+    case Op::AttentionGrouped:
+    case Op::AttentionMasked: return cuda::attention_workspace(g, n);
+    case Op::MoeFfn: return cuda::moe_workspace(g, n);
+    default: return 0;
+  }
+}
+
 // A segment is recorded once for each phase and each power of two of its rows, and from then on replayed.
 class CudaBackend final : public Backend {
  public:
@@ -48,35 +81,8 @@ class CudaBackend final : public Backend {
     return cuda::copy(device_, to, from, bytes);
   }
 
-  Status check(const Graph& g, const Node& n) const override {
-    for (const std::vector<Var>* values : {&n.in, &n.out})
-      for (const Var v : *values)
-        for (int i = 0; v && i < g.tensor(v).rank; ++i)
-          if (g.tensor(v).shape[i] > kLargest)
-            return unsupported(op_name(n.op), " on a GPU: a dimension of ", g.tensor(v).shape[i],
-                               ", expected at most ", kLargest);
-    switch (n.op) {
-      case Op::AttentionLatent:
-      case Op::AttentionExpanded:
-      case Op::AttentionGrouped:
-      case Op::AttentionMasked: return cuda::check_attention(g, n);
-      case Op::Route: return cuda::check_route(g, n);
-      case Op::MoeFfn: return cuda::check_moe(g, n);
-      default: return {};
-    }
-  }
-
-  int64_t workspace_bytes(const Graph& g, const Node& n) const override {
-    switch (n.op) {
-      case Op::Linear: return cuda::linear_workspace(g, n);
-      case Op::AttentionLatent:
-      case Op::AttentionExpanded:
-      case Op::AttentionGrouped:
-      case Op::AttentionMasked: return cuda::attention_workspace(g, n);
-      case Op::MoeFfn: return cuda::moe_workspace(g, n);
-      default: return 0;
-    }
-  }
+  Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
+  int64_t workspace_bytes(const Graph& g, const Node& n) const override { return node_workspace(g, n); }
 
   Status run(const Graph& g, const Segment& segment, const std::atomic<bool>& cancel) override {
     if (cancel.load(std::memory_order_relaxed)) return Status(Code::Cancelled, "evaluation cancelled");
@@ -92,9 +98,6 @@ class CudaBackend final : public Backend {
   Status wait() override { return stream_.wait(); }
 
  private:
-  // Blocks of a grid's second direction hold 8 rows or 256 columns each.
-  static constexpr int64_t kLargest = 500000;
-
   Result<cuda::Recording> record(const Graph& g, const Segment& segment, Phase phase, int64_t rows) {
     const int32_t end = segment.first_node + segment.n_nodes;
     for (int32_t i = segment.first_node; i < end; ++i) LITE_TRY(make_table(g, g.nodes[i]));
@@ -127,7 +130,24 @@ class CudaBackend final : public Backend {
   std::map<std::tuple<const Graph*, int32_t, Phase, int64_t>, cuda::Recording> recordings_;
 };
 
+class CudaPlanner final : public Backend {
+ public:
+  std::string name() const override { return "cuda, for planning"; }
+  Result<Buffer> allocate(int64_t) override { return runs_nothing(); }
+  Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
+  int64_t workspace_bytes(const Graph& g, const Node& n) const override { return node_workspace(g, n); }
+  Status run(const Graph&, const Segment&, const std::atomic<bool>&) override { return runs_nothing(); }
+  Status wait() override { return {}; }
+
+ private:
+  static Status runs_nothing() { return internal_error("a GPU that is only planned with was given work"); }
+};
+
 }  // namespace
+
+std::unique_ptr<Backend> make_cuda_planner() {
+  return std::make_unique<CudaPlanner>();
+}
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(int device) {
   LITE_ASSIGN(const cuda::DeviceInfo info, cuda::device_info(device));

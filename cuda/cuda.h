@@ -11,4 +11,7 @@ namespace lite {
 // that number. Activations are f32 in every product.
 Result<std::unique_ptr<Backend>> make_cuda_backend(int device);
 
+// What it would accept and take, on a machine without a GPU: only check() and workspace_bytes() do anything.
+std::unique_ptr<Backend> make_cuda_planner();
+
 }  // namespace lite

@@ -37,6 +37,15 @@ void each_weight(Graph* g, int device, Use&& use) {
 
 }  // namespace
 
+int64_t copied_bytes(const Tensor& t) {
+  return round_up(data_bytes(t), kAlignment) + (t.scale.data ? round_up(scale_bytes(t), kAlignment) : 0);
+}
+
+int64_t DeviceWeights::bytes(int device) {
+  const std::lock_guard lock(mutex_);
+  return bytes_[device];
+}
+
 Status DeviceWeights::upload(Graph* graph, std::span<Backend* const> backends) {
   const std::lock_guard lock(mutex_);
   for (int device = 1; device < int(backends.size()); ++device) {
@@ -59,6 +68,7 @@ Status DeviceWeights::upload(Graph* graph, std::span<Backend* const> backends) {
       }
       for (const auto& [key, place] : missing) copies_[key] = memory.get() + place;
       memory_.push_back(std::move(memory));
+      bytes_[device] += bytes;
     }
     each_weight(graph, device, [&](Tensor* t) {
       if (t->scale.data) t->scale.data = copies_.at({device, t->scale.data, scale_bytes(*t)});

@@ -40,6 +40,25 @@ int64_t PackEntry::scale_bytes() const {
   return ceil_div(shape[0], block_rows) * ceil_div(shape[1], block_cols) * size_of(scale_dtype);
 }
 
+Tensor PackEntry::view(std::byte* data, std::byte* scales) const {
+  Tensor t = Tensor::of(dtype, {1});
+  t.rank = int(shape.size());
+  std::copy(shape.begin(), shape.end(), t.shape.begin());
+  int64_t stride = size_of(dtype);
+  for (int d = Tensor::kMaxRank - 1; d >= 0; --d) {
+    t.stride[d] = stride;
+    stride *= t.shape[d];
+  }
+  t.data = data;
+  if (!scaled) return t;
+  t.scale.data = scales;
+  t.scale.dtype = scale_dtype;
+  t.scale.block_rows = block_rows;
+  t.scale.block_cols = block_cols;
+  t.scale.row_stride = ceil_div(shape[1], block_cols) * size_of(scale_dtype);
+  return t;
+}
+
 Result<int64_t> extent_bytes(const PackExtent& extent) {
   if (extent.tensors.empty()) return invalid_argument("an extent holds no tensor, expected at least one");
   int64_t end = 0;

@@ -30,9 +30,10 @@ struct PackEntry {
   DType scale_dtype = DType::F32;
   int64_t block_rows = 0, block_cols = 0;
 
-  Status check() const;         // everything above, with checked arithmetic
-  int64_t data_bytes() const;   // of the elements; valid after check()
-  int64_t scale_bytes() const;  // of the scale grid; 0 when not scaled
+  Status check() const;                                   // everything above, with checked arithmetic
+  int64_t data_bytes() const;                             // of the elements; valid after check()
+  int64_t scale_bytes() const;                            // of the scale grid; 0 when not scaled
+  Tensor view(std::byte* data, std::byte* scales) const;  // of memory that holds the two
 };
 
 struct PackSection {

@@ -322,23 +322,7 @@ Status PackFile::Impl::check_places() {
     const PackEntry& e = item.entry;
     const auto r = record<TensorRecord>(header.tensors, i);
     std::byte* base = files[extents[item.extent].file].map + extents[item.extent].offset;
-    Tensor& t = item.tensor;
-    t.dtype = e.dtype;
-    t.rank = int(e.shape.size());
-    t.shape.fill(1);
-    std::copy(e.shape.begin(), e.shape.end(), t.shape.begin());
-    int64_t stride = size_of(t.dtype);
-    for (int d = Tensor::kMaxRank - 1; d >= 0; --d) {
-      t.stride[d] = stride;
-      stride *= t.shape[d];
-    }
-    t.data = base + r.data_offset;
-    if (!e.scaled) continue;
-    t.scale.data = base + r.scale_offset;
-    t.scale.dtype = e.scale_dtype;
-    t.scale.block_rows = e.block_rows;
-    t.scale.block_cols = e.block_cols;
-    t.scale.row_stride = ceil_div(e.shape[1], e.block_cols) * size_of(e.scale_dtype);
+    item.tensor = e.view(base + r.data_offset, base + r.scale_offset);
   }
   return {};
 }

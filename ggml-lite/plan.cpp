@@ -12,11 +12,43 @@ bool in_arena(Kind kind) {
   return kind != Kind::Weight && kind != Kind::Stream;
 }
 
+std::vector<Segment> make_segments(const Graph& g) {
+  std::vector<Segment> segments;
+  std::vector<int32_t> written_by(g.storages.size(), -1);  // segment that last wrote a storage
+  for (size_t i = 0; i < g.nodes.size(); ++i) {
+    const Node& n = g.nodes[i];
+    if (segments.empty() || segments.back().device != n.device)
+      segments.push_back({n.device, int32_t(i), 0, {}});
+    Segment& segment = segments.back();
+    ++segment.n_nodes;
+    for (const Var v : n.in) {
+      const int32_t writer = v ? written_by[g.value(v).storage] : -1;
+      if (writer >= 0 && segments[writer].device != n.device &&
+          std::find(segment.after.begin(), segment.after.end(), writer) == segment.after.end())
+        segment.after.push_back(writer);
+    }
+    for (const Var v : n.out) written_by[g.value(v).storage] = int32_t(segments.size()) - 1;
+  }
+  return segments;
+}
+
 struct Lifetime {
   int64_t first = -1, last = -1;  // nodes; -1: never used
 };
 
-std::vector<Lifetime> lifetimes(const Graph& g) {
+// The last node before which `reader`, a segment of another device, may still be reading what `owner` holds: it is done
+// where a segment of the owner runs after it or after a later one of its device.
+int64_t end_of_reading(const Graph& g, const std::vector<Segment>& segments, size_t reader, int owner) {
+  for (size_t s = reader + 1; s < segments.size(); ++s) {
+    if (segments[s].device != owner) continue;
+    for (const int32_t other : segments[s].after)
+      if (other >= int32_t(reader) && segments[other].device == segments[reader].device)
+        return segments[s].first_node - 1;
+  }
+  return int64_t(g.nodes.size());
+}
+
+std::vector<Lifetime> lifetimes(const Graph& g, const std::vector<Segment>& segments) {
   std::vector<Lifetime> life(g.storages.size());
   const auto touch = [&](Var v, int64_t node) {
     if (!v) return;
@@ -32,10 +64,14 @@ std::vector<Lifetime> lifetimes(const Graph& g) {
     touch(n.workspace, int64_t(i));
   }
   const int64_t end = int64_t(g.nodes.size());
-  // Another device may read late: what it reads is not written over in this step.
-  for (const Node& n : g.nodes)
-    for (const Var v : n.in)
-      if (v && g.value(v).device != n.device) life[g.value(v).storage].last = end;
+  // Another device may read late.
+  for (size_t s = 0; s < segments.size(); ++s)
+    for (int32_t i = 0; i < segments[s].n_nodes; ++i)
+      for (const Var v : g.nodes[segments[s].first_node + i].in) {
+        if (!v || g.value(v).device == segments[s].device) continue;
+        Lifetime& l = life[g.value(v).storage];
+        l.last = std::max(l.last, end_of_reading(g, segments, s, g.value(v).device));
+      }
   for (size_t s = 0; s < life.size(); ++s) {
     if (g.storages[s].kind == Kind::Input) life[s] = {0, end};
     if (g.storages[s].kind == Kind::Kept) life[s].last = end;
@@ -74,26 +110,6 @@ Result<int64_t> place(const Graph& g, int device, const std::vector<Lifetime>& l
   return round_up(arena, kAlignment);
 }
 
-std::vector<Segment> make_segments(const Graph& g) {
-  std::vector<Segment> segments;
-  std::vector<int32_t> written_by(g.storages.size(), -1);  // segment that last wrote a storage
-  for (size_t i = 0; i < g.nodes.size(); ++i) {
-    const Node& n = g.nodes[i];
-    if (segments.empty() || segments.back().device != n.device)
-      segments.push_back({n.device, int32_t(i), 0, {}});
-    Segment& segment = segments.back();
-    ++segment.n_nodes;
-    for (const Var v : n.in) {
-      const int32_t writer = v ? written_by[g.value(v).storage] : -1;
-      if (writer >= 0 && segments[writer].device != n.device &&
-          std::find(segment.after.begin(), segment.after.end(), writer) == segment.after.end())
-        segment.after.push_back(writer);
-    }
-    for (const Var v : n.out) written_by[g.value(v).storage] = int32_t(segments.size()) - 1;
-  }
-  return segments;
-}
-
 }  // namespace
 
 Result<Plan> make_plan(Graph* g, std::span<Backend* const> backends) {
@@ -107,13 +123,13 @@ Result<Plan> make_plan(Graph* g, std::span<Backend* const> backends) {
     n.workspace = {int32_t(g->values.size()) - 1};
   }
   Plan plan;
+  plan.segments = make_segments(*g);
   plan.offset.assign(g->storages.size(), 0);
-  const std::vector<Lifetime> life = lifetimes(*g);
+  const std::vector<Lifetime> life = lifetimes(*g, plan.segments);
   for (size_t device = 0; device < backends.size(); ++device) {
     LITE_ASSIGN(const int64_t arena, place(*g, int(device), life, &plan.offset));
     plan.arena_bytes.push_back(arena);
   }
-  plan.segments = make_segments(*g);
   return plan;
 }
 

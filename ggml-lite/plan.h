@@ -1,8 +1,9 @@
 // Memory and order, decided once: every byte a graph will use is known before any is allocated.
 //
-// Each device has one arena. A storage occupies it from the node that makes it to the last node that reads it;
-// storages whose lifetimes meet get different places (largest first, lowest offset that is free). Inputs and kept
-// values live throughout. Weights and streams are not in the arena.
+// Each device has one arena. A storage occupies it from the node that makes it to the last node that reads it; where that
+// is another device's, to the point at which its own device waits for that one. Storages whose lifetimes meet get
+// different places (largest first, lowest offset that is free). Inputs and kept values live throughout. Weights and
+// streams are not in the arena.
 #pragma once
 
 #include <span>

@@ -1,5 +1,8 @@
 #include "model/decoder.h"
 
+#include <functional>
+#include <map>
+
 namespace dsv3 {
 
 using lite::str;
@@ -64,15 +67,28 @@ Var Decoder::experts(int i, Var h) {
     keep(str("router_weights.", i), weights);
   }
 
-  place(i, Role::RoutedExperts);
-  lite::ExpertSet set;
-  for (int32_t e = 0; e < int32_t(l.n_routed_experts); ++e) {
-    set.slot_of_expert.push_back(e);
-    set.slots.push_back(swiglu(str(p, "experts.", e, ".")));
+  // Every device runs the experts it holds. Those after the host are given their share first: they work while the host
+  // does its own. Results are added in this order.
+  std::map<int, lite::ExpertSet, std::greater<>> sets;
+  if (l.n_shared_experts) {
+    lite::ExpertSet& set = sets[o.placement.device(i, Role::SharedExperts)];
+    set.has_shared = true;
+    set.shared = swiglu(p + "shared_experts.");
   }
-  set.has_shared = l.n_shared_experts > 0;
-  if (set.has_shared) set.shared = swiglu(p + "shared_experts.");
-  return b.moe_ffn(h, ids, weights, std::move(set), o.rounding);
+  for (int e = 0; e < int(l.n_routed_experts); ++e)
+    sets[o.placement.expert_device(i, e)].slots.push_back(swiglu(str(p, "experts.", e, ".")));
+  std::vector<Var> parts;
+  for (auto& [device, set] : sets) {
+    int32_t slot = 0;
+    for (int e = 0; e < int(l.n_routed_experts); ++e)
+      set.slot_of_expert.push_back(o.placement.expert_device(i, e) == device ? slot++ : -1);
+    b.set_device(device);
+    parts.push_back(b.moe_ffn(h, ids, weights, std::move(set), o.rounding));
+  }
+  place(i, Role::Router);
+  Var y = parts[0];
+  for (size_t k = 1; k < parts.size(); ++k) y = b.add(y, parts[k]);
+  return y;
 }
 
 void Decoder::head(Var x, const std::string& matrix, Var bias) {

@@ -14,14 +14,18 @@ class Deepseek final : public Decoder {
   Status mtp() {
     const int i = int(c.num_hidden_layers);
     const std::string p = str("model.layers.", i, ".");
+    place(i, Role::Embed);
+    const Var token = b.embed(weight(p + "embed_tokens.weight"), in.ids);  // [T, d]
+    place(i, Role::Head);  // where the main graph has left them
+    const Var hidden = b.stream_read(stream(int(streams_.size()) - 1), in.kv_rows);  // [T, d]
     place(i, Role::Mtp);
-    const Var e = norm(b.embed(weight(p + "embed_tokens.weight"), in.ids), p + "enorm.weight");  // [T, d]
-    const Var h =
-        norm(b.stream_read(stream(int(streams_.size()) - 1), in.kv_rows), p + "hnorm.weight");  // [T, d]
+    const Var e = norm(token, p + "enorm.weight"), h = norm(hidden, p + "hnorm.weight");
     const Var z = linear(p + "eh_proj", b.concat(e, h));  // embedding first
     const Var x = block(i, z);
     place(i, Role::Mtp);
-    head(norm(b.select_rows(x, in.out_rows), p + "shared_head.norm.weight"), p + "shared_head.head.weight");
+    const Var out = norm(b.select_rows(x, in.out_rows), p + "shared_head.norm.weight");
+    place(i, Role::Head);
+    head(out, p + "shared_head.head.weight");
     return b.status();
   }
 

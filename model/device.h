@@ -1,4 +1,4 @@
-// What computes a model: the fast backend of the processors, the reference, or a GPU.
+// What computes a model: the fast backend of the processors, or the reference, and GPUs beside it.
 #pragma once
 
 #include <functional>
@@ -13,11 +13,11 @@ namespace dsv3 {
 struct Device {
   bool reference = false;
   lite::Isa isa = lite::Isa::Portable;
-  // Makes the backend of a GPU, which then does all the work; none: the host does it.
-  std::function<lite::Result<std::unique_ptr<lite::Backend>>()> gpu;
+  // Each makes the backend of a GPU.
+  std::vector<std::function<lite::Result<std::unique_ptr<lite::Backend>>()>> gpus;
 };
 
-// Backends by device number: the host, then the GPU if there is one. The last one does the work.
+// Backends by device number: the host, then the GPUs.
 lite::Result<std::vector<std::unique_ptr<lite::Backend>>> make_backends(const Device& device, int n_threads,
                                                                         bool exact);
 

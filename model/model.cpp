@@ -2,15 +2,20 @@
 
 #include <set>
 
+#include "ggml-lite/file.h"
 #include "model/sections.h"
 
 namespace dsv3 {
 
 using lite::Tensor;
 
-Model::Model(lite::PackFile file, Config config)
+Model::Model(std::optional<lite::PackFile> file, Config config)
     : file_(std::move(file)), config_(std::move(config)), table_(tensor_table(config_)) {
   for (const TensorInfo& t : table_) by_name_[t.name] = &t;
+  for (const LayerConfig& l : config_.layers) {
+    const int64_t dim = config_.rotary_dim(l);
+    if (!inv_freq_.contains(dim)) inv_freq_[dim] = config_.rope_inv_freq(dim);
+  }
 }
 
 Tensor Model::rope_inv_freq(int64_t dim) const {
@@ -21,8 +26,12 @@ Tensor Model::rope_inv_freq(int64_t dim) const {
 }
 
 const lite::PackFile::Item* Model::find(const TensorInfo& info) const {
-  const lite::PackFile::Item* item = file_.find(info.name);
-  for (size_t i = 0; !item && i < info.also.size(); ++i) item = file_.find(info.also[i]);
+  if (!file_) {
+    const auto at = outline_.find(info.name);
+    return at == outline_.end() ? nullptr : &at->second;
+  }
+  const lite::PackFile::Item* item = file_->find(info.name);
+  for (size_t i = 0; !item && i < info.also.size(); ++i) item = file_->find(info.also[i]);
   return item;
 }
 
@@ -44,9 +53,61 @@ Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
                          " tensors, but its configuration asks for at least ", fewest);
   auto model = std::unique_ptr<Model>(new Model(std::move(file), std::move(*config)));
   LITE_TRY(model->check_tensors());
-  for (const LayerConfig& l : model->config_.layers) {
-    const int64_t dim = model->config_.rotary_dim(l);
-    if (!model->inv_freq_.contains(dim)) model->inv_freq_[dim] = model->config_.rope_inv_freq(dim);
+  return model;
+}
+
+namespace {
+
+// How the converter stores a tensor of a checkpoint whose config.json says no more than this of its types.
+Result<lite::PackEntry> expected_entry(const TensorInfo& info, const Json& json) {
+  lite::PackEntry entry;
+  entry.name = info.name;
+  entry.shape = info.shape;
+  entry.dtype = info.name.ends_with(".e_score_correction_bias") ? lite::DType::F32 : lite::DType::BF16;
+  for (const char* key : {"torch_dtype", "dtype"})
+    if (const Json* type = json.find(key); type && type->string() && *type->string() == "float32")
+      entry.dtype = lite::DType::F32;
+  const Json* quantization = json.find("quantization_config");
+  const Json* method = quantization ? quantization->find("quant_method") : nullptr;
+  if (!info.matrix || !method || !method->string() || *method->string() != "fp8") return entry;
+  entry.dtype = lite::DType::F8_E4M3;
+  entry.scaled = true;
+  entry.block_rows = entry.block_cols = lite::kScaleBlock;
+  if (const Json* block = quantization->find("weight_block_size"); block && !block->is_null()) {
+    const Json::Array* sizes = block->array();
+    if (!sizes || sizes->size() != 2 || !(*sizes)[0].integer() || !(*sizes)[1].integer())
+      return lite::unsupported("quantization_config.weight_block_size: expected two integers");
+    entry.block_rows = *(*sizes)[0].integer();
+    entry.block_cols = *(*sizes)[1].integer();
+  }
+  return entry;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Model>> Model::outline(const std::string& path) {
+  constexpr int64_t kMostBytes = int64_t(1) << 24, kMostTensors = int64_t(1) << 20;
+  LITE_ASSIGN(const std::string text, lite::read_text(path, kMostBytes));
+  LITE_ASSIGN(const Json json, Json::parse(text, path));
+  auto config = Config::parse(json);
+  if (!config.ok()) return config.status().in(path);
+  int64_t tensors = 0;
+  for (const LayerConfig& l : config->layers) tensors += 20 + 3 * l.n_routed_experts;
+  if (tensors > kMostTensors)
+    return lite::unsupported(path, ": it describes about ", tensors, " tensors, expected at most ",
+                             kMostTensors);
+  auto model = std::unique_ptr<Model>(new Model({}, std::move(*config)));
+  int64_t address = 4096;
+  for (const TensorInfo& info : model->table_) {
+    if (info.optional) continue;  // as released: copies are aliases, a tied head is not there
+    LITE_ASSIGN(lite::PackEntry entry, expected_entry(info, json));
+    LITE_TRY(entry.check().in(path));
+    const int64_t data = address, scales = data + entry.data_bytes();
+    address = scales + entry.scale_bytes();
+    lite::PackFile::Item item;
+    item.tensor = entry.view(reinterpret_cast<std::byte*>(data), reinterpret_cast<std::byte*>(scales));
+    item.entry = std::move(entry);
+    model->outline_.emplace(info.name, std::move(item));
   }
   return model;
 }
@@ -66,16 +127,16 @@ Status Model::check_tensors() const {
     const lite::PackFile::Item* item = find(t);
     if (!item) {
       if (t.optional) continue;
-      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name,
+      return lite::corrupt("open ", file_->path(), ": tensor \"", t.name,
                            "\" is missing; convert the checkpoint again");
     }
     const std::vector<int64_t>& shape = item->entry.shape;
     if (shape != t.shape)
-      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\": got shape ",
+      return lite::corrupt("open ", file_->path(), ": tensor \"", t.name, "\": got shape ",
                            shape_text(shape.data(), shape.size()), ", expected ",
                            shape_text(t.shape.data(), t.shape.size()));
     if (!lite::info(item->entry.dtype).is_float)
-      return lite::corrupt("open ", file_.path(), ": tensor \"", t.name, "\": got type ",
+      return lite::corrupt("open ", file_->path(), ": tensor \"", t.name, "\": got type ",
                            lite::info(item->entry.dtype).name, ", expected a float type");
   }
   return {};
@@ -90,7 +151,7 @@ Tensor Model::tensor(const std::string& name) const {
 
 int64_t Model::parameters() const {
   int64_t n = 0;
-  for (const lite::PackFile::Item& item : file_.items())
+  for (const lite::PackFile::Item& item : file_->items())
     if (item.alias_of < 0) n += item.tensor.elements();
   return n;
 }
@@ -150,7 +211,7 @@ const std::string& Model::describe() {
     const int64_t size = item->entry.data_bytes() + item->entry.scale_bytes();
     entry.set("bytes", size);
     if (item->alias_of >= 0)
-      entry.set("alias_of", file_.items()[item->alias_of].entry.name);
+      entry.set("alias_of", file_->items()[item->alias_of].entry.name);
     else
       bytes[t.layer + 1][role_name(t.role)] += size;
     tensors.push_back(std::move(entry));
@@ -188,15 +249,15 @@ const std::string& Model::describe() {
   }
 
   Json all{Json::Object()};
-  all.set("id", file_.model_id());
-  all.set("file_bytes", file_.file_bytes());
+  all.set("id", file_->model_id());
+  all.set("file_bytes", file_->file_bytes());
   all.set("parameters", parameters());
   all.set("bytes_per_token", bytes_per_token());
   all.set("config", config_.effective);
   all.set("bytes", by_role(bytes[0]));
   all.set("layers", std::move(layers));
-  all.set("sections", Json::Array(file_.section_names().begin(), file_.section_names().end()));
-  if (const std::string_view* text = file_.section("provenance.json"))
+  all.set("sections", Json::Array(file_->section_names().begin(), file_->section_names().end()));
+  if (const std::string_view* text = file_->section("provenance.json"))
     if (auto provenance = Json::parse(*text, "provenance.json"); provenance.ok())
       all.set("provenance", *provenance);
   all.set("tensors", std::move(tensors));

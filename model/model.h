@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "ggml-lite/device_weights.h"
@@ -17,14 +18,20 @@ class Model {
  public:
   // Opens the packed file, reads its configuration and compares every tensor with the table; touches no weights.
   static Result<std::unique_ptr<Model>> open(const std::string& path);
+  // What the checkpoint of a config.json would be once converted, without the weights: every tensor has its type and
+  // shape, and an address that tells it from others and holds nothing. For planning.
+  static Result<std::unique_ptr<Model>> outline(const std::string& config_path);
 
-  const lite::PackFile& file() const { return file_; }
+  bool has_weights() const { return file_.has_value(); }
+  const lite::PackFile& file() const { return *file_; }  // of an opened one
   const Config& config() const { return config_; }
   const std::vector<TensorInfo>& table() const { return table_; }
 
   // A tensor of the table by name; of an optional one that is absent, what it is the same as, or no data at all.
   lite::Tensor tensor(const std::string& name) const;
   lite::Tensor rope_inv_freq(int64_t dim) const;  // f32 [dim / 2], of a layer's rotary_dim
+  // What is stored for a line of the table, under whichever of its names; null when nothing is.
+  const lite::PackFile::Item* find(const TensorInfo& info) const;
 
   int64_t parameters() const;       // of everything stored, aliases once
   int64_t bytes_per_token() const;  // weights read to decode one token
@@ -41,11 +48,11 @@ class Model {
   std::mutex& evaluation() { return evaluation_; }
 
  private:
-  Model(lite::PackFile file, Config config);
+  Model(std::optional<lite::PackFile> file, Config config);
   Status check_tensors() const;
-  const lite::PackFile::Item* find(const TensorInfo& info) const;  // under whichever of its names
 
-  lite::PackFile file_;
+  std::optional<lite::PackFile> file_;
+  std::map<std::string_view, lite::PackFile::Item> outline_;  // by name, where there is no file
   Config config_;
   std::vector<TensorInfo> table_;
   std::map<std::string_view, const TensorInfo*> by_name_;

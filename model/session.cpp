@@ -16,11 +16,44 @@ Session::Session(Model& model, const SessionOptions& options)
     if (l.moe) most_experts_ = std::max(most_experts_, l.num_experts_per_tok);
 }
 
-Status Session::plan() {
+// What the driver and its tables take of a GPU before anything of ours is there; half a GiB is rarely too little.
+constexpr int64_t kDriverEstimate = int64_t(512) << 20;
+
+// A GPU's memory is for everything on it, activations included, whose size depends on the placement: where they leave
+// too little for what has been placed, less is placed.
+Status Session::place() {
   LITE_ASSIGN(owned_backends_, make_backends(options_.device, options_.n_threads, options_.exact));
   for (const auto& backend : owned_backends_) backends_.push_back(backend.get());
+  const int gpus = int(backends_.size()) - 1;
+  if (gpus == 0 && (options_.gpu_memory || !options_.place.empty()))
+    return invalid_argument(
+        "session options: gpu_memory and place divide work with a GPU; open the model with one");
+  const Config& c = model_.config();
+  const Parts parts(model_);
+  LITE_ASSIGN(const std::vector<PlaceRule> rules, parse_place(options_.place, c, gpus));
+  Demand demand;
+  demand.mtp = options_.mtp;
+  for (const LayerConfig& l : c.layers)
+    demand.cache.push_back(stream_bytes({"", options_.kv, c.cached_values(l), 0}));
+  demand.cache.push_back(stream_bytes({"", lite::DType::F32, c.hidden_size, 0}));
+  if (options_.gpu_memory) demand.room.assign(backends_.size(), options_.gpu_memory - kDriverEstimate);
+  for (bool fits = false; !fits;) {
+    LITE_ASSIGN(Placement placement, choose_placement(c, parts, demand, rules, gpus));
+    LITE_TRY(build(placement));
+    std::vector<MemoryUse> use = memory(placement, parts);
+    fits = true;
+    for (size_t device = 1; device < demand.room.size(); ++device)
+      if (const int64_t excess = use[device].total() - options_.gpu_memory; excess > 0) {
+        demand.room[device] -= excess;
+        fits = false;
+      }
+    plan_ = SessionPlan{std::move(placement), std::move(use), demand.cache};
+  }
+  return {};
+}
 
-  GraphOptions o{Placement(model_.config(), int(backends_.size()) - 1)};
+Status Session::build(const Placement& placement) {
+  GraphOptions o{placement};
   o.rounding = options_.rounding;
   o.kv = options_.kv;
   o.keep_hidden = options_.keep_hidden;
@@ -31,6 +64,7 @@ Status Session::plan() {
   o.limits = {options_.max_batch_tokens, std::min(options_.max_seqs, options_.max_batch_tokens),
               sequences_.blocks_per_sequence(), std::min(options_.max_logits, options_.max_batch_tokens)};
   streams_ = make_streams(model_, o);
+  forms_.clear();
   forms_.reserve(2);  // main_ points into it
   for (const AttentionForm form : {AttentionForm::Absorbed, AttentionForm::Expanded}) {
     const bool only = !model_.config().is_mla();  // others have one form
@@ -42,6 +76,7 @@ Status Session::plan() {
   }
   main_ = &forms_[0].second;
   if (options_.mtp) {
+    mtp_ = Program();
     o.attention = options_.attention.value_or(AttentionForm::Absorbed);
     LITE_TRY(build_mtp(model_, o, streams_, &mtp_.step));
     LITE_ASSIGN(mtp_.plan, lite::make_plan(&mtp_.step.graph, backends_));
@@ -49,32 +84,37 @@ Status Session::plan() {
   return {};
 }
 
-namespace {
-int64_t stream_bytes(const lite::Stream& s, int64_t rows) {
-  return rows * s.width * lite::size_of(s.dtype);
+int64_t Session::stream_bytes(const lite::Stream& s) const {
+  return sequences_.pool_rows() * s.width * lite::size_of(s.dtype);
 }
-}  // namespace
 
-Result<MemoryUse> Session::memory(Model& model, const SessionOptions& options) {
-  Session session(model, options);
-  LITE_TRY(session.plan());
-  MemoryUse use{model.file().file_bytes(), 0, 0};
-  for (const lite::Stream& s : session.streams_) use.cache += stream_bytes(s, session.sequences_.pool_rows());
-  use.cache += int64_t(options.max_seqs) * options.context * int64_t(sizeof(int32_t));  // their ids
-  for (size_t device = 0; device < session.backends_.size(); ++device) {
+std::vector<MemoryUse> Session::memory(const Placement& placement, const Parts& parts) const {
+  std::vector<MemoryUse> use(backends_.size());
+  const std::vector<int64_t> weights = weight_bytes(model_, parts, placement, options_.mtp, int(use.size()));
+  for (const lite::Stream& s : streams_) use[size_t(s.device)].cache += stream_bytes(s);
+  use[0].cache += int64_t(options_.max_seqs) * options_.context * int64_t(sizeof(int32_t));  // their ids
+  use[0].activations = (options_.mtp ? 2 : 1) * int64_t(options_.max_logits) * model_.config().output_size() *
+                       int64_t(sizeof(float));
+  for (size_t device = 0; device < use.size(); ++device) {
     int64_t largest = 0;
-    for (const auto& [form, p] : session.forms_) largest = std::max(largest, p.plan.arena_bytes[device]);
-    use.activations += largest + (options.mtp ? session.mtp_.plan.arena_bytes[device] : 0);
+    for (const auto& [form, p] : forms_) largest = std::max(largest, p.plan.arena_bytes[device]);
+    use[device].activations += largest + (options_.mtp ? mtp_.plan.arena_bytes[device] : 0);
+    use[device].weights = weights[device];
+    if (device > 0 && use[device].total() > 0) use[device].other = kDriverEstimate;
   }
-  use.activations += (options.mtp ? 2 : 1) * int64_t(options.max_logits) * model.config().output_size() *
-                     int64_t(sizeof(float));
   return use;
+}
+
+Result<SessionPlan> Session::plan(Model& model, const SessionOptions& options) {
+  Session session(model, options);
+  LITE_TRY(session.place());
+  return std::move(*session.plan_);
 }
 
 Status Session::allocate() {
   std::vector<std::byte*> streams;
   for (const lite::Stream& s : streams_) {
-    LITE_ASSIGN(lite::Buffer buffer, backends_[s.device]->allocate(stream_bytes(s, sequences_.pool_rows())));
+    LITE_ASSIGN(lite::Buffer buffer, backends_[s.device]->allocate(stream_bytes(s)));
     streams.push_back(buffer.get());
     stream_memory_.push_back(std::move(buffer));
   }
@@ -118,7 +158,7 @@ Result<std::vector<lite::Buffer>> Session::bind(std::span<Program* const> progra
 
 Result<std::unique_ptr<Session>> Session::create(Model& model, const SessionOptions& options) {
   auto session = std::unique_ptr<Session>(new Session(model, options));
-  LITE_TRY(session->plan());
+  LITE_TRY(session->place());
   LITE_TRY(session->allocate());
   return session;
 }

@@ -1,6 +1,6 @@
 // A session: sequences, their cached rows, and the planned graphs that extend them.
 //
-// create() builds the graphs, plans their memory and allocates all of it; eval() only writes the step's inputs, runs,
+// create() decides where everything goes, builds the graphs, plans their memory and allocates all of it; eval() only writes the step's inputs, runs,
 // and copies the wanted rows of logits. It allocates nothing. session_state.cpp forks, saves and loads sequences.
 #pragma once
 
@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "ggml-lite/backend.h"
@@ -17,6 +18,7 @@
 #include "model/device.h"
 #include "model/graphs.h"
 #include "model/model.h"
+#include "model/placement.h"
 
 namespace dsv3 {
 
@@ -28,11 +30,26 @@ struct SessionOptions {
   lite::Rounding rounding;
   lite::DType kv;
   bool keep_hidden, keep_routing, given_routing, mtp;
+  int64_t
+      gpu_memory;  // bytes to be used of each GPU; 0: no limit, and all that no rule names goes to the first
+  std::string place;                                          // rules: parse_place
   std::function<bool(int64_t done, int64_t total)> progress;  // false: stop
 };
 
+// Bytes on one device.
 struct MemoryUse {
-  int64_t weights, cache, activations;  // bytes
+  int64_t weights = 0;  // on the host as their file has them, elsewhere copies
+  int64_t cache = 0, activations = 0;
+  int64_t other = 0;  // estimated: what the driver keeps on a GPU
+
+  int64_t total() const { return weights + cache + activations + other; }
+};
+
+// Where everything goes, and what that takes.
+struct SessionPlan {
+  Placement placement;
+  std::vector<MemoryUse> memory;  // by device
+  std::vector<int64_t> cache;  // by layer of the session; one more for the final hidden states that MTP reads
 };
 
 struct Batch {
@@ -57,8 +74,8 @@ Status replaceable(const std::string& path);
 
 class Session {
  public:
-  // Bytes that a session would take; allocates no more than the graphs.
-  static Result<MemoryUse> memory(Model& model, const SessionOptions& options);
+  // What a session would be; allocates no more than the graphs, and needs no weights.
+  static Result<SessionPlan> plan(Model& model, const SessionOptions& options);
   static Result<std::unique_ptr<Session>> create(Model& model, const SessionOptions& options);
 
   Model& model() { return model_; }
@@ -112,7 +129,10 @@ class Session {
   };
 
   Session(Model& model, const SessionOptions& options);
-  Status plan();      // graphs and layouts; no memory yet
+  Status place();                            // and build; no memory yet
+  Status build(const Placement& placement);  // graphs and layouts
+  std::vector<MemoryUse> memory(const Placement& placement, const Parts& parts) const;
+  int64_t stream_bytes(const lite::Stream& stream) const;
   Status allocate();  // and bind
   Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs,
                                          std::span<std::byte* const> streams);
@@ -138,6 +158,7 @@ class Session {
   lite::Sequences sequences_;
   std::vector<std::unique_ptr<lite::Backend>> owned_backends_;
   std::vector<lite::Backend*> backends_;  // by device
+  std::optional<SessionPlan> plan_;
   std::vector<lite::Stream> streams_;
   std::vector<lite::Buffer> stream_memory_;
   std::vector<lite::Buffer> main_arenas_, mtp_arenas_;  // by device

@@ -11,6 +11,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <set>
 
 #include <CLI/CLI.hpp>
@@ -273,6 +274,24 @@ std::vector<int32_t> ids_of(const nlohmann::json& list, const std::string& what)
 
 // ---- options ----------------------------------------------------------------------------------------------
 
+namespace {
+
+// "24G"
+std::optional<int64_t> memory_size(const std::string& given) {
+  char* end = nullptr;
+  const double value = std::strtod(given.c_str(), &end);
+  const std::string_view units = "KMGT", unit = end;
+  double factor = 1;
+  if (!unit.empty()) {
+    if (unit.size() > 1 || units.find(unit[0]) == units.npos) return {};
+    factor = std::ldexp(1.0, 10 * int(units.find(unit[0]) + 1));
+  }
+  if (end == given.c_str() || !(value * factor >= 1 && value * factor < 0x1p62)) return {};
+  return int64_t(value * factor);
+}
+
+}  // namespace
+
 std::function<std::string(const std::string&)> number(double smallest, double largest) {
   return [=](const std::string& given) {
     double value = NAN;
@@ -281,6 +300,17 @@ std::function<std::string(const std::string&)> number(double smallest, double la
     std::snprintf(range, sizeof range, "%.0f..%.0f", smallest, largest);
     return inside ? std::string() : text("got ", given, ", expected a number in ", range);
   };
+}
+
+void add_memory_option(CLI::App* command, const std::string& name, int64_t* bytes, const std::string& what) {
+  command
+      ->add_option_function<std::string>(
+          name, [bytes](const std::string& given) { *bytes = memory_size(given).value(); }, what)
+      ->check([](const std::string& given) {
+        return memory_size(given) ? std::string()
+                                  : text("got ", given, ", expected an amount of memory such as 24G or 512M");
+      })
+      ->type_name("BYTES");
 }
 
 void ComputeOptions::add_device_to(CLI::App* command) {
@@ -301,6 +331,19 @@ void ComputeOptions::add_device_to(CLI::App* command) {
 
 void ComputeOptions::add_to(CLI::App* command) {
   add_device_to(command);
+  add_session_to(command);
+}
+
+void ComputeOptions::add_session_to(CLI::App* command) {
+  add_memory_option(
+      command, "--gpu-memory", &gpu_memory,
+      "memory of each GPU that may be used; the rest of the model stays on the host (default: no limit)");
+  command
+      ->add_option("--place", place,
+                   "what goes where, before --gpu-memory divides the rest; can be repeated:\n"
+                   "\"layers 3-20 routed_experts=cuda\", \"layers 21 experts 0-63=cuda\", \"head=cpu\"")
+      ->join(';')
+      ->type_name("RULE");
   command->add_option("--attention", attention, "how MLA is computed over the cached latents")
       ->check(CLI::IsMember({"auto", "absorbed", "expanded"}))
       ->capture_default_str();
@@ -328,6 +371,8 @@ dsv3_session_options ComputeOptions::session_options() const {
                  : gemm == "fp8:f32"   ? DSV3_GEMM_FP8_F32
                  : gemm == "fp8:ue8m0" ? DSV3_GEMM_FP8_UE8M0
                                        : DSV3_GEMM_F32;
+  options.gpu_memory = gpu_memory;
+  if (!place.empty()) options.place = place.c_str();
   options.kv = kv == "bf16" ? DSV3_KV_BF16 : kv == "f32" ? DSV3_KV_F32 : DSV3_KV_AUTO;
   return options;
 }

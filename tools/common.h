@@ -121,11 +121,14 @@ using Session = std::unique_ptr<dsv3_session, FreeSession>;
 struct ComputeOptions {
   std::string backend = "cpu", isa = "auto", attention = "auto", gemm = "f32", kv = "auto";
   bool exact = false;
-  int32_t n_threads = 0;  // 0: the physical cores
+  int32_t n_threads = 0;   // 0: the physical cores
+  int64_t gpu_memory = 0;  // 0: no limit
+  std::string place;       // rules
 
   void add_to(CLI::App* command);
-  void add_device_to(CLI::App* command);  // without what only models of text have
-  dsv3_session_options session_options() const;
+  void add_device_to(CLI::App* command);         // without what only models of text have
+  void add_session_to(CLI::App* command);        // the rest
+  dsv3_session_options session_options() const;  // holds no longer than this
 };
 
 // Warnings go to standard error, the library's other remarks only unless `quiet`.
@@ -147,6 +150,9 @@ std::vector<int32_t> ids_of(const nlohmann::json& list, const std::string& what)
 // A check for CLI11: what is wrong with a value, if anything. Unlike CLI::Range it lets no NaN pass.
 std::function<std::string(const std::string&)> number(double smallest, double largest);
 
+// An amount of memory: bytes, or with K, M, G or T in units of 2^10, 2^20, 2^30 or 2^40.
+void add_memory_option(CLI::App* command, const std::string& name, int64_t* bytes, const std::string& what);
+
 // ---- subcommands: each adds itself, with its options, to the program --------------------------------------
 
 void add_run(CLI::App* program);
@@ -157,6 +163,7 @@ void add_render(CLI::App* program);
 void add_heads(CLI::App* program);  // classify, tag, answer
 void add_routing(CLI::App* program);
 void add_layer(CLI::App* program);
+void add_plan(CLI::App* program);
 void add_verify(CLI::App* program);
 void add_bench(CLI::App* program);
 

@@ -52,6 +52,7 @@ int run_program(int argc, char** argv) {
   tools::add_heads(&program);
   tools::add_routing(&program);
   tools::add_layer(&program);
+  tools::add_plan(&program);
   tools::add_verify(&program);
   tools::add_bench(&program);
   try {
