@@ -204,7 +204,9 @@ class Chooser {
       find_homes();
       for (int layer = 0; layer < layers_; ++layer) place_common(layer);
       place(-1, Role::Head, gpus_);
-      for (int layer = 0; layer < layers_; ++layer) place_experts(layer);
+      for (int layer = 0; layer < layers_; ++layer) place_experts(layer, home_[size_t(layer)]);
+      for (int device = 1; device <= gpus_; ++device)  // what one GPU has left over helps out the others
+        for (int layer = 0; layer < layers_; ++layer) place_experts(layer, device);
     }
     const int rest = room_.empty() ? std::min(gpus_, 1) : 0;
     for (int layer = -1; layer < int(c_.layers.size()); ++layer) {
@@ -308,8 +310,7 @@ class Chooser {
     for (const Role role : free) p_.put(layer, role, device);
   }
 
-  void place_experts(int layer) {
-    const int device = home_[size_t(layer)];
+  void place_experts(int layer, int device) {
     for (int e = 0; e < experts(layer); ++e) {
       if (p_.expert_device(layer, e) != kFree) continue;
       if (!take(device, parts_.expert(layer, e).copied)) return;

@@ -62,7 +62,7 @@ struct Demand {
 // Without a limit everything goes to the first GPU. Else by bytes read per token for each byte of room: first all that every
 // token reads, layer by layer (attention with its cached rows, router, shared experts, dense FFN), then the head; then
 // routed experts, layer by layer, as many of a layer's as fit; the embedding stays on the host. Of several GPUs each has
-// consecutive layers. Rules come first, and the rest is divided among what they leave. OutOfMemory, with the missing
+// consecutive layers, and takes experts of others' with what it has left. Rules come first, and the rest is divided among what they leave. OutOfMemory, with the missing
 // bytes, when the parts that rules name do not fit.
 Result<Placement> choose_placement(const Config& config, const Parts& parts, const Demand& demand,
                                    std::span<const PlaceRule> rules, int gpus);

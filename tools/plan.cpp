@@ -57,8 +57,8 @@ std::string speed_text(const json& plan) {
            decimal(plan["tokens_per_second_full"].get<double>(), 1), " with ", plan["context"].get<int64_t>(),
            " tokens");
   if (plan["crossed_per_token"].get<int64_t>() > 0)
-    out += text("; ", size_text(plan["crossed_per_token"].get<int64_t>()),
-                " a token cross between devices at ", decimal(plan["pcie_GBps"].get<double>(), 0), " GB/s ",
+    out += text("; ", size_text(plan["crossed_per_token"].get<int64_t>()), " a token between devices at ",
+                decimal(plan["pcie_GBps"].get<double>(), 0), " GB/s ",
                 plan["pcie_GBps_from"].get<std::string>());
   return out + "\n";
 }

@@ -59,6 +59,7 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
   ok(dsv3_tokenizer_open(kTokenizer.c_str(), &t));
   dsv3_model* m = untouched<dsv3_model>();
   dsv3_session* fresh = untouched<dsv3_session>();
+  dsv3_plan* plan = untouched<dsv3_plan>();
   dsv3_tokenizer* tokenizer = untouched<dsv3_tokenizer>();
   const dsv3_tokenizer* of_model = untouched<dsv3_tokenizer>();
   auto about = sized<dsv3_model_info>();
@@ -99,6 +100,8 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
       REFUSED(dsv3_detokenize(t, &id, 1, 0, text, 8, nullptr), kInvalid, "\"n_bytes\" is null"),
       REFUSED(dsv3_session_memory(nullptr, nullptr, &memory), kInvalid, "\"model\" is null"),
       REFUSED(dsv3_session_memory(model.get(), nullptr, nullptr), kInvalid, "\"memory\" is null"),
+      REFUSED(dsv3_plan_new(nullptr, nullptr, &plan), kInvalid, "\"path\" is null"),
+      REFUSED(dsv3_plan_new("x", nullptr, nullptr), kInvalid, "\"plan\" is null"),
       REFUSED(dsv3_session_new(nullptr, nullptr, &fresh), kInvalid, "\"model\" is null"),
       REFUSED(dsv3_session_new(model.get(), nullptr, nullptr), kInvalid, "\"session\" is null"),
       REFUSED(dsv3_eval(nullptr, &batch), kInvalid, "\"session\" is null"),
@@ -341,6 +344,14 @@ TEST_CASE("option structs of older and newer headers") {
     dsv3_session* fresh = nullptr;
     const dsv3_status status = dsv3_session_new(model.get(), o, &fresh);
     dsv3_session_free(fresh);
+    return status;
+  });
+  auto plan_options = sized<dsv3_plan_options>();
+  plan_options.host_GBps = 100;
+  check_options(plan_options, "plan options", [&](const dsv3_plan_options* o) {
+    dsv3_plan* plan = nullptr;
+    const dsv3_status status = dsv3_plan_new(packed("ds3-f32").c_str(), o, &plan);
+    dsv3_plan_free(plan);
     return status;
   });
   const int32_t id = 1;
