@@ -461,9 +461,9 @@ DSV3_API void dsv3_plan_free(dsv3_plan* plan);
 
 /* The plan as one JSON object; holds as long as the plan. Any thread.
  *   "context", "mtp"
- *   "devices"  [{"device": "cpu" or "cuda:N", "weights", "cache", "activations", "driver_estimate", "total", "memory" (the
- *              budget, if there is one), "read_per_token" and "read_per_token_full" (bytes, with an empty and with a full
- *              context), "GBps", "GBps_from": "stated", "measured" or "assumed"}]
+ *   "devices"  [{"device": "cpu" or "cuda:N"; bytes: "weights", "cache", "activations", "driver_estimate", "total", "memory"
+ *              (the budget, if any), "read_per_token" and "read_per_token_full" (empty and full context);
+ *              "activations_estimated"; "GBps", "GBps_from": "stated", "measured" or "assumed"}]
  *   "parts"    [{"role" (also "kv"), "layers": [A, B], "experts": [A, B] where a layer is divided, "device", "bytes"}],
  *              equal consecutive layers in one; "layers" is missing for what is of no layer
  *   "crossed_per_token"  bytes between devices; "pcie_GBps", "pcie_GBps_from"

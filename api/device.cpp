@@ -37,10 +37,11 @@ lite::Status read_gpu(const std::string& backend, Device* device) {
 lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
   return lite::make_cuda_planner();
 }
+constexpr bool kPlansExactly = true;
 #else
 constexpr char kBackends[] = "cpu ref", kCuda[] = "not built in";
 
-// Scratch on a GPU is about what it is on the host.
+constexpr bool kPlansExactly = false;  // scratch on a GPU is about what it is on the host
 lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
   return lite::make_cpu_backend({1, lite::best_isa(), true});
 }
@@ -69,6 +70,10 @@ lite::Result<Device> read_device(const dsv3_model_options& o) {
   if (!lite::isa_usable(device.isa))
     return lite::unsupported("open model: instruction set \"", isa, "\": this machine has: ", usable_isas());
   return device;
+}
+
+bool plans_exactly() {
+  return kPlansExactly;
 }
 
 Device planning_device(int gpus) {

@@ -15,7 +15,9 @@ std::string describe_devices();
 // The device that options ask for. Unsupported, Device or NotFound: this build or machine has not got it.
 lite::Result<Device> read_device(const dsv3_model_options& options);
 
-// So many GPUs that need not be there: they say what they would take, and run nothing. Exact where CUDA is built in.
+// So many GPUs that need not be there: they say what they would take, and run nothing.
 Device planning_device(int gpus);
+// Whether they know it to the byte: where CUDA is built in.
+bool plans_exactly();
 
 }  // namespace dsv3::api

@@ -255,12 +255,14 @@ class Chooser {
         if (const int device = p_.expert_device(layer, e); device > 0)
           room_[size_t(device)] -= parts_.expert(layer, e).copied;
     }
-    for (int device = 1; device <= gpus_; ++device)
-      if (room_[size_t(device)] < 0 && demand_.room[size_t(device)] - room_[size_t(device)] > 0)
-        return lite::out_of_memory("place: the parts named for ", device_text(device), " take ",
-                                   demand_.room[size_t(device)] - room_[size_t(device)], " bytes, ",
-                                   -room_[size_t(device)],
-                                   " more than are left there; name fewer, or give more memory");
+    for (int device = 1; device <= gpus_; ++device) {
+      const int64_t left = room_[size_t(device)], named = demand_.room[size_t(device)] - left;
+      if (left < 0 && named > 0)
+        return lite::out_of_memory("place: the parts named for ", device_text(device), " take ", named,
+                                   " bytes, ", -left,
+                                   " more than driver and activations leave there; name fewer, or give "
+                                   "more memory");
+    }
     return {};
   }
 

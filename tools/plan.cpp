@@ -44,7 +44,8 @@ std::string devices_text(const json& plan) {
   Table table({"device", "weights", "cache", "activations", "driver (estimated)", "total", "of",
                "read per token", "at"});
   for (const json& d : plan["devices"])
-    table.add({d["device"].get<std::string>(), gib(d["weights"]), gib(d["cache"]), gib(d["activations"]),
+    table.add({d["device"].get<std::string>(), gib(d["weights"]), gib(d["cache"]),
+               (d["activations_estimated"] == true ? "~" : "") + gib(d["activations"]),
                gib(d["driver_estimate"]), gib(d["total"]), d.contains("memory") ? gib(d["memory"]) : "-",
                size_text(d["read_per_token"].get<int64_t>()),
                decimal(d["GBps"].get<double>(), 0) + " GB/s " + d["GBps_from"].get<std::string>()});

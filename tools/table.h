@@ -28,8 +28,8 @@ class Table {
       std::string line = " ";
       for (size_t i = 0; i < cells.size(); ++i) {
         const std::string padding(width[i] - cells[i].size(), ' ');
-        const bool number =
-            has_head_ && !cells[i].empty() && std::isdigit(static_cast<unsigned char>(cells[i][0]));
+        const bool number = has_head_ && !cells[i].empty() &&
+                            (cells[i][0] == '~' || std::isdigit(static_cast<unsigned char>(cells[i][0])));
         line += " " + (number ? padding + cells[i] : cells[i] + padding) + " ";
       }
       out += line.erase(line.find_last_not_of(' ') + 1) + "\n";

@@ -65,7 +65,7 @@ class Plan(Case):
     def test_budgets_that_do_not_hold(self):
         self.fails(dsv3("plan", V3, "--host-memory", "100G", *SPEEDS), "the host's part takes", "more than host_memory")
         self.fails(dsv3("plan", V3, "--gpu-memory", "24G", "--place", "routed_experts=cuda", *SPEEDS),
-                   "the parts named for cuda:0 take", "more than are left there")
+                   "the parts named for cuda:0 take", "more than driver and activations leave")
         self.plan(V3, "--gpu-memory", "24G", "--host-memory", "700G")
         self.plan(V3, "--gpu-memory", "1M")  # nothing fits there: the host does it all
 

@@ -145,7 +145,7 @@ TEST_CASE(
       const auto plan = Session::plan(*model, o);
       if (!plan.ok()) {
         CHECK_MESSAGE(plan.status().code() == lite::Code::OutOfMemory, plan.status().message());
-        CHECK(plan.status().message().find(" more than are left") != std::string::npos);
+        CHECK(plan.status().message().find(" more than driver and activations leave") != std::string::npos);
         continue;
       }
       std::vector<int64_t> own(size_t(gpus) + 1, 0);
@@ -305,5 +305,5 @@ TEST_CASE("rules: the last one holds, and what is not understood is refused with
   const auto tight = choose_placement(c, Parts(*model), demand, rules, 2);
   REQUIRE(!tight.ok());
   CHECK(tight.status().code() == lite::Code::OutOfMemory);
-  CHECK(tight.status().message().find(", 1 more than are left there") != std::string::npos);
+  CHECK(tight.status().message().find(", 1 more than driver and activations leave") != std::string::npos);
 }
