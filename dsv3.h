@@ -88,7 +88,7 @@ typedef void (*dsv3_log)(void* user, dsv3_log_level level, const char* text); /*
 
 typedef struct dsv3_model_options {
   uint32_t struct_size;
-  int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
+  int32_t verify; /* not 0: compare all data with its checksums first, at the speed of the disk */
   /* "cpu", the fast one (default); "ref", the reference: scalar f32, slow; "cuda" or "cuda:N", the first NVIDIA GPU or that
    * of number N, if this build has it: all the work and all the memory but the file's are there. */
   const char* backend;
