@@ -161,7 +161,7 @@ __global__ void attention_kernel(Problem p, int64_t token0, int64_t block_heads,
     sync_block();
     // An element of the values is one thread's.
     for (int64_t j = thread(); j < nv; j += threads()) {
-      float mixed[kHeads];
+      float mixed[kHeads] = {};
 #pragma unroll
       for (int h = 0; h < kHeads; ++h)
         if (h < heads) mixed[h] = sum[h * nv + j] * factor[h];

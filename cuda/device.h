@@ -128,8 +128,12 @@ __device__ inline Words4 load16(const void* at) {
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream& stream, const A&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  const dim3 blocks(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
-  kernel<<<blocks, unsigned(threads), size_t(shared), cudaStream_t(stream.handle())> > >(P(args)...);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared);
+  config.stream = cudaStream_t(stream.handle());
+  cudaLaunchKernelEx(&config, kernel, P(args)...);
 }
 
 }  // namespace lite::cuda

@@ -2,6 +2,9 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cstring>
+
 namespace lite::cuda {
 namespace {
 
@@ -16,6 +19,11 @@ Status on_device(int device, const char* what, Call&& call) {
   cudaError_t error = cudaSetDevice(device);
   if (error == cudaSuccess) error = call();
   return error == cudaSuccess ? Status() : device_error(device, what, error);
+}
+
+// What is asked for outside of our streams may still be under way when the call returns, and our streams do not wait for it.
+Status finish(int device) {
+  return on_device(device, "copy", [] { return cudaStreamSynchronize(nullptr); });
 }
 
 }  // namespace
@@ -55,6 +63,7 @@ Result<Buffer> allocate(int device, int64_t bytes) {
     cudaFree(p);
   });
   LITE_TRY(on_device(device, "clear memory", [&] { return cudaMemset(memory, 0, size_t(bytes)); }));
+  LITE_TRY(finish(device));
   return buffer;
 }
 
@@ -74,7 +83,8 @@ Result<Buffer> allocate_pinned(int device, int64_t bytes) {
 }
 
 Status copy(int device, std::byte* to, const std::byte* from, int64_t bytes) {
-  return on_device(device, "copy", [&] { return cudaMemcpy(to, from, size_t(bytes), cudaMemcpyDefault); });
+  LITE_TRY(on_device(device, "copy", [&] { return cudaMemcpy(to, from, size_t(bytes), cudaMemcpyDefault); }));
+  return finish(device);
 }
 
 Result<Stream> Stream::create(int device) {

@@ -32,7 +32,7 @@ Result<Stream> Stream::create(int device) {
   return Stream(device, std::make_shared<host::Queue>());
 }
 
-using Recorded = std::vector<std::function<void()>>;
+using Recorded = std::vector<host::Work>;
 
 Status Stream::begin_recording() {
   host::queue_of(*this).begin_recording();
@@ -42,10 +42,13 @@ Result<Recording> Stream::end_recording() {
   return Recording(std::make_shared<Recorded>(host::queue_of(*this).end_recording()));
 }
 Status Stream::replay(const Recording& recording) {
-  for (const auto& work : *static_cast<const Recorded*>(recording.get())) host::queue_of(*this).give(work);
+  host::queue_of(*this).give([recording] {
+    for (const host::Work& work : *static_cast<const Recorded*>(recording.get())) work();
+  });
   return {};
 }
 Status Stream::wait() {
+  host::queue_of(*this).wait();
   return {};
 }
 
