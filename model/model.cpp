@@ -59,7 +59,7 @@ Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
 namespace {
 
 // How the converter stores a tensor of a checkpoint whose config.json says no more than this of its types.
-Result<lite::PackEntry> expected_entry(const TensorInfo& info, const Json& json) {
+Result<lite::PackEntry> expected_entry(const TensorInfo& info, const Json& json, Architecture architecture) {
   lite::PackEntry entry;
   entry.name = info.name;
   entry.shape = info.shape;
@@ -72,6 +72,7 @@ Result<lite::PackEntry> expected_entry(const TensorInfo& info, const Json& json)
   if (!info.matrix || !method || !method->string() || *method->string() != "fp8") return entry;
   entry.dtype = lite::DType::F8_E4M3;
   entry.scaled = true;
+  if (architecture == Architecture::Qwen3Moe) entry.scale_dtype = lite::DType::BF16;  // as released
   entry.block_rows = entry.block_cols = lite::kScaleBlock;
   if (const Json* block = quantization->find("weight_block_size"); block && !block->is_null()) {
     const Json::Array* sizes = block->array();
@@ -100,7 +101,7 @@ Result<std::unique_ptr<Model>> Model::outline(const std::string& path) {
   int64_t address = 4096;
   for (const TensorInfo& info : model->table_) {
     if (info.optional) continue;  // as released: copies are aliases, a tied head is not there
-    LITE_ASSIGN(lite::PackEntry entry, expected_entry(info, json));
+    LITE_ASSIGN(lite::PackEntry entry, expected_entry(info, json, model->config_.architecture));
     LITE_TRY(entry.check().in(path));
     const int64_t data = address, scales = data + entry.data_bytes();
     address = scales + entry.scale_bytes();

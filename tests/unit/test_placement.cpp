@@ -177,7 +177,7 @@ TEST_CASE(
 
 TEST_CASE("a configuration alone is planned as its converted model") {
   for (const char* name : {"ds3-mtp", "ds2-lite", "ds3-fp8", "qwen3-moe-fp8"}) {
-    CAPTURE(name);
+    CAPTURE(std::string(name));
     const auto outline = take(Model::outline(kCases + name + "/config.json"));
     const auto model = take(Model::open(api_test::packed(name)));
     const Parts a(*outline), b(*model);
