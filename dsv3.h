@@ -452,8 +452,8 @@ typedef struct dsv3_plan_options {
   const dsv3_session_options* session; /* gpu_memory, of each GPU, and place among them; null: defaults */
 } dsv3_plan_options;
 
-/* Of a packed file, whose weights are not read, or of a checkpoint's config.json alone, for which types are those of the
- * released checkpoints. Needs no GPU. A session with these options takes these bytes; the driver's share of a GPU is
+/* Of a packed file, whose weights are not read, or of a checkpoint's config.json (or its folder), for which types are those
+ * of released checkpoints. Needs no GPU. A session with these options takes these bytes; the driver's share of a GPU is
  * estimated, and where CUDA is not built in so is scratch memory there. Errors: those of dsv3_model_open and
  * dsv3_session_new; OUT_OF_MEMORY, with the missing bytes, when host_memory is too little. Any thread. */
 DSV3_API dsv3_status dsv3_plan_new(const char* path, const dsv3_plan_options* options, dsv3_plan** plan);

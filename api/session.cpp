@@ -71,12 +71,26 @@ Result<dsv3::SessionOptions> dsv3::api::session_options(const dsv3_model& m,
 
 namespace {
 
-// With the host's own share.
-Result<std::pair<dsv3_memory, dsv3::MemoryUse>> session_memory(dsv3_model& m,
-                                                               const dsv3::SessionOptions& options) {
-  LITE_ASSIGN(const dsv3::SessionPlan plan, dsv3::Session::plan(*m.model, options));
+std::string gib(int64_t bytes) {
+  char text[32];
+  snprintf(text, sizeof text, "%.2f GiB", double(bytes) / double(1 << 30));
+  return text;
+}
+
+// "cpu: weights 1.00 GiB, cache 0.10 GiB, activations 0.01 GiB; cuda:0: ..."
+std::string memory_text(const dsv3::SessionPlan& plan) {
+  std::string text;
+  for (size_t device = 0; device < plan.memory.size(); ++device) {
+    const dsv3::MemoryUse& use = plan.memory[device];
+    text += lite::str(device ? "; " : "", dsv3::device_text(int(device)), ": weights ", gib(use.weights),
+                      ", cache ", gib(use.cache), ", activations ", gib(use.activations));
+  }
+  return text;
+}
+
+dsv3_memory memory_of(const dsv3::Model& model, const dsv3::SessionPlan& plan) {
   dsv3_memory memory = {};
-  memory.weights = m.model->file().file_bytes();
+  memory.weights = model.file().file_bytes();
   for (size_t device = 0; device < plan.memory.size(); ++device) {
     const dsv3::MemoryUse& use = plan.memory[device];
     memory.cache += use.cache;
@@ -85,13 +99,7 @@ Result<std::pair<dsv3_memory, dsv3::MemoryUse>> session_memory(dsv3_model& m,
   }
   memory.total = memory.weights + memory.cache + memory.activations;
   memory.machine = lite::memory_limit();
-  return std::pair(memory, plan.memory[0]);
-}
-
-std::string gib(int64_t bytes) {
-  char text[32];
-  snprintf(text, sizeof text, "%.2f GiB", double(bytes) / double(1 << 30));
-  return text;
+  return memory;
 }
 
 Status give_row(const float* row, const char* what, int32_t i, const float** out) {
@@ -109,8 +117,8 @@ dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* o
     if (!model) return null_argument("dsv3_session_memory", "model");
     if (!memory) return null_argument("dsv3_session_memory", "memory");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
-    LITE_ASSIGN(const auto use, session_memory(*model, o));
-    return write_struct("dsv3_memory", use.first, memory);
+    LITE_ASSIGN(const dsv3::SessionPlan plan, dsv3::Session::plan(*model->model, o));
+    return write_struct("dsv3_memory", memory_of(*model->model, plan), memory);
   });
 }
 
@@ -119,12 +127,10 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
     if (!model) return null_argument("dsv3_session_new", "model");
     if (!session) return null_argument("dsv3_session_new", "session");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
-    LITE_ASSIGN(const auto memory, session_memory(*model, o));
-    const dsv3::MemoryUse& use = memory.second;
-    const int64_t machine = memory.first.machine;
-    const std::string numbers =
-        lite::str("cache ", gib(use.cache), ", activations ", gib(use.activations), ", weights ",
-                  gib(use.weights), "; this machine has ", gib(machine));
+    LITE_ASSIGN(const dsv3::SessionPlan plan, dsv3::Session::plan(*model->model, o));
+    const dsv3::MemoryUse& use = plan.memory[0];
+    const int64_t machine = lite::memory_limit();
+    const std::string numbers = memory_text(plan) + "; this machine has " + gib(machine);
     if (use.cache + use.activations > machine)
       return lite::out_of_memory("new session: the memory is not there: ", numbers,
                                  "; try a smaller context (", o.context, ") or fewer sequences (", o.max_seqs,
@@ -133,6 +139,7 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
       model->info("model and cache are larger than the memory: " + numbers +
                       "; weights will be read from the disk again and again",
                   DSV3_LOG_WARNING);
+    if (plan.memory.size() > 1) model->info(memory_text(plan), DSV3_LOG_INFO);
     auto s = std::make_unique<dsv3_session>();
     s->owner = model;
     LITE_ASSIGN(s->session, dsv3::Session::create(*model->model, o));

@@ -87,7 +87,8 @@ Result<lite::PackEntry> expected_entry(const TensorInfo& info, const Json& json,
 }  // namespace
 
 Result<std::unique_ptr<Model>> Model::outline(const std::string& path) {
-  constexpr int64_t kMostBytes = int64_t(1) << 24, kMostTensors = int64_t(1) << 20;
+  constexpr int64_t kMostBytes = int64_t(1) << 24, kMostTensors = int64_t(1) << 20,
+                    kLargest = int64_t(1) << 22, kMostWeights = int64_t(1) << 50;
   LITE_ASSIGN(const std::string text, lite::read_text(path, kMostBytes));
   LITE_ASSIGN(const Json json, Json::parse(text, path));
   auto config = Config::parse(json);
@@ -103,6 +104,12 @@ Result<std::unique_ptr<Model>> Model::outline(const std::string& path) {
     if (info.optional) continue;  // as released: copies are aliases, a tied head is not there
     LITE_ASSIGN(lite::PackEntry entry, expected_entry(info, json, model->config_.architecture));
     LITE_TRY(entry.check().in(path));
+    for (const int64_t size : entry.shape)
+      if (size > kLargest)
+        return lite::unsupported(path, ": tensor \"", info.name, "\" would have a dimension of ", size,
+                                 ", expected at most ", kLargest);
+    if (address > kMostWeights)
+      return lite::unsupported(path, ": its weights would take more than ", kMostWeights, " bytes");
     const int64_t data = address, scales = data + entry.data_bytes();
     address = scales + entry.scale_bytes();
     lite::PackFile::Item item;

@@ -33,6 +33,9 @@ Status Session::place() {
   LITE_ASSIGN(const std::vector<PlaceRule> rules, parse_place(options_.place, c, gpus));
   Demand demand;
   demand.mtp = options_.mtp;
+  double cache = 0;  // a configuration alone may ask for more than 64 bits hold
+  for (const LayerConfig& l : c.layers) cache += double(sequences_.pool_rows()) * double(c.cached_values(l));
+  if (cache > 0x1p58) return lite::out_of_memory("session: its cache would take ", cache, " values");
   for (const LayerConfig& l : c.layers)
     demand.cache.push_back(stream_bytes({"", options_.kv, c.cached_values(l), 0}));
   demand.cache.push_back(stream_bytes({"", lite::DType::F32, c.hidden_size, 0}));
