@@ -22,8 +22,12 @@ struct PlanOptions {
   ComputeOptions compute;
 };
 
-std::string gib(const json& bytes) {
-  return decimal(bytes.get<double>() / double(1 << 30), 3) + " GiB";
+// In the units of --gpu-memory.
+std::string memory_text(const json& bytes) {
+  const double n = bytes.get<double>();
+  if (n == 0) return "0";
+  if (n < 1 << 20) return decimal(n / (1 << 10), 3) + " KiB";
+  return n < 1 << 30 ? decimal(n / (1 << 20), 3) + " MiB" : decimal(n / (1 << 30), 3) + " GiB";
 }
 
 // "3", "3-60"
@@ -36,7 +40,7 @@ std::string parts_text(const json& plan) {
   for (const json& part : plan["parts"])
     table.add({part.contains("layers") ? range_text(part["layers"]) : "-", part["role"].get<std::string>(),
                part.contains("experts") ? range_text(part["experts"]) : "", part["device"].get<std::string>(),
-               gib(part["bytes"])});
+               memory_text(part["bytes"])});
   return table.str();
 }
 
@@ -44,9 +48,10 @@ std::string devices_text(const json& plan) {
   Table table({"device", "weights", "cache", "activations", "driver (estimated)", "total", "of",
                "read per token", "at"});
   for (const json& d : plan["devices"])
-    table.add({d["device"].get<std::string>(), gib(d["weights"]), gib(d["cache"]),
-               (d["activations_estimated"] == true ? "~" : "") + gib(d["activations"]),
-               gib(d["driver_estimate"]), gib(d["total"]), d.contains("memory") ? gib(d["memory"]) : "-",
+    table.add({d["device"].get<std::string>(), memory_text(d["weights"]), memory_text(d["cache"]),
+               (d["activations_estimated"] == true ? "~" : "") + memory_text(d["activations"]),
+               memory_text(d["driver_estimate"]), memory_text(d["total"]),
+               d.contains("memory") ? memory_text(d["memory"]) : "-",
                size_text(d["read_per_token"].get<int64_t>()),
                decimal(d["GBps"].get<double>(), 0) + " GB/s " + d["GBps_from"].get<std::string>()});
   return table.str();
@@ -54,8 +59,8 @@ std::string devices_text(const json& plan) {
 
 std::string speed_text(const json& plan) {
   std::string out =
-      text("At best ", decimal(plan["tokens_per_second"].get<double>(), 1), " tok/s with an empty context, ",
-           decimal(plan["tokens_per_second_full"].get<double>(), 1), " with ", plan["context"].get<int64_t>(),
+      text("At best ", decimal(plan["tokens_per_second"].get<double>(), 2), " tok/s with an empty context, ",
+           decimal(plan["tokens_per_second_full"].get<double>(), 2), " with ", plan["context"].get<int64_t>(),
            " tokens");
   if (plan["crossed_per_token"].get<int64_t>() > 0)
     out += text("; ", size_text(plan["crossed_per_token"].get<int64_t>()), " a token between devices at ",
@@ -91,8 +96,8 @@ void plan(const PlanOptions& o) {
     write_stdout(parts_text(p) + "\n" + devices_text(p) + "\n" + speed_text(p));
   const json &host = p["devices"][0], &machine = p["machine_memory"];
   if (host["total"] > machine)
-    note(text("dsv3: warning: the host's part takes ", gib(host["total"]), ", and this machine has ",
-              gib(machine), ": here weights would be read from the disk again and again"));
+    note(text("dsv3: warning: the host's part takes ", memory_text(host["total"]), ", and this machine has ",
+              memory_text(machine), ": here weights would be read from the disk again and again"));
 }
 
 }  // namespace
