@@ -90,7 +90,7 @@ typedef struct dsv3_model_options {
   uint32_t struct_size;
   int32_t verify; /* not 0: compare all data with its checksums first, at the speed of the disk */
   /* "cpu", the fast one (default); "ref", the reference: scalar f32, slow; "cuda" or "cuda:N", the first NVIDIA GPU or that
-   * of number N, if this build has it: all the work and all the memory but the file's are there. */
+   * of number N, if this build has it: all the work and the memory are there, or what sessions place there. */
   const char* backend;
   /* Instruction-set path of "cpu": "auto" (default), the best this machine has, or "portable", "avx2", "avx512",
    * "avx512bf16". UNSUPPORTED when the machine has not got it. */

@@ -91,6 +91,13 @@ Var Builder::keep(Var x) {
   return kept;
 }
 
+void Builder::send(std::initializer_list<Var> values, int device) {
+  const int mine = std::exchange(device_, device);
+  for (const Var v : values)
+    if (usable({v})) here(v);
+  device_ = mine;
+}
+
 Var Builder::view(Var x, std::initializer_list<int64_t> dims) {
   if (!usable({x})) return Var::none();
   Value v = g_.value(x);

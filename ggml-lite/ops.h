@@ -32,6 +32,9 @@ class Builder {
   // Keeps `x` until the end of the step, for the caller to read. Returns it as the host has it.
   Var keep(Var x);
 
+  // Copies values to a device before what the current one does next, so that both can work at once.
+  void send(std::initializer_list<Var> values, int device);
+
   // ---- views: no node, no copy
   Var view(
       Var x,

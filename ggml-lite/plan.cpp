@@ -12,12 +12,18 @@ bool in_arena(Kind kind) {
   return kind != Kind::Weight && kind != Kind::Stream;
 }
 
+bool sends(const Graph& g, const Node& n) {
+  return n.op == Op::Copy && g.value(n.out[0]).device != n.device;
+}
+
 std::vector<Segment> make_segments(const Graph& g) {
   std::vector<Segment> segments;
   std::vector<int32_t> written_by(g.storages.size(), -1);  // segment that last wrote a storage
   for (size_t i = 0; i < g.nodes.size(); ++i) {
     const Node& n = g.nodes[i];
-    if (segments.empty() || segments.back().device != n.device)
+    // Copies for another device end a segment: that device need not wait for what comes after them.
+    const bool sent = i > 0 && sends(g, g.nodes[i - 1]) && !sends(g, n);
+    if (segments.empty() || segments.back().device != n.device || sent)
       segments.push_back({n.device, int32_t(i), 0, {}});
     Segment& segment = segments.back();
     ++segment.n_nodes;
@@ -30,6 +36,34 @@ std::vector<Segment> make_segments(const Graph& g) {
     for (const Var v : n.out) written_by[g.value(v).storage] = int32_t(segments.size()) - 1;
   }
   return segments;
+}
+
+// A device can only be waited for as a whole. So where it is about to be given more, and another one will need just what it
+// was given so far, it is waited for at once: both then work side by side.
+std::vector<std::vector<int>> make_waits(const std::vector<Segment>& segments, size_t devices) {
+  const int n = int(segments.size());
+  std::vector<bool> first(segments.size(), false);  // wait for the segment's own device before it
+  for (int s = 0; s < n; ++s)
+    for (const int32_t needed : segments[s].after) {
+      int next = needed + 1;
+      while (next < s && segments[next].device != segments[needed].device) ++next;
+      if (next < s) first[next] = true;
+    }
+  std::vector<std::vector<int>> waits(segments.size());
+  std::vector<int> given(devices, -1), done(devices, -1);  // last segment of a device
+  for (int s = 0; s < n; ++s) {
+    const auto wait_for = [&](int needed) {
+      const int device = segments[needed].device;
+      if (done[device] >= needed) return;
+      waits[s].push_back(device);
+      done[device] = given[device];
+    };
+    const int device = segments[s].device;
+    if (first[s] && given[device] >= 0) wait_for(given[device]);
+    for (const int32_t needed : segments[s].after) wait_for(needed);
+    given[device] = s;
+  }
+  return waits;
 }
 
 struct Lifetime {
@@ -124,6 +158,7 @@ Result<Plan> make_plan(Graph* g, std::span<Backend* const> backends) {
   }
   Plan plan;
   plan.segments = make_segments(*g);
+  plan.waits = make_waits(plan.segments, backends.size());
   plan.offset.assign(g->storages.size(), 0);
   const std::vector<Lifetime> life = lifetimes(*g, plan.segments);
   for (size_t device = 0; device < backends.size(); ++device) {

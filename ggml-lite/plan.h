@@ -18,6 +18,8 @@ struct Plan {
   std::vector<int64_t> arena_bytes;  // per device
   std::vector<int64_t> offset;       // per storage, into its device's arena
   std::vector<Segment> segments;
+  std::vector<std::vector<int>>
+      waits;  // per segment: devices that must have done all they were given before it
 };
 
 // Adds each node's workspace to the graph and lays everything out. `backends` is indexed by device.

@@ -5,8 +5,9 @@ namespace {
 
 Status start_all(const Graph& graph, const Plan& plan, std::span<Backend* const> backends,
                  const std::atomic<bool>& cancel) {
-  for (const Segment& segment : plan.segments) {
-    for (const int32_t other : segment.after) LITE_TRY(backends[plan.segments[other].device]->wait());
+  for (size_t s = 0; s < plan.segments.size(); ++s) {
+    for (const int device : plan.waits[s]) LITE_TRY(backends[device]->wait());
+    const Segment& segment = plan.segments[s];
     LITE_TRY(backends[segment.device]->run(graph, segment, cancel));
   }
   return {};

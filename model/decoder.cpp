@@ -67,8 +67,8 @@ Var Decoder::experts(int i, Var h) {
     keep(str("router_weights.", i), weights);
   }
 
-  // Every device runs the experts it holds. Those after the host are given their share first: they work while the host
-  // does its own. Results are added in this order.
+  // Every device runs the experts it holds. GPUs are given their share first: they work while the host does its own. Results
+  // are added in this order.
   std::map<int, lite::ExpertSet, std::greater<>> sets;
   if (l.n_shared_experts) {
     lite::ExpertSet& set = sets[o.placement.device(i, Role::SharedExperts)];
@@ -77,6 +77,7 @@ Var Decoder::experts(int i, Var h) {
   }
   for (int e = 0; e < int(l.n_routed_experts); ++e)
     sets[o.placement.expert_device(i, e)].slots.push_back(swiglu(str(p, "experts.", e, ".")));
+  for (const auto& [device, set] : sets) b.send({h, ids, weights}, device);
   std::vector<Var> parts;
   for (auto& [device, set] : sets) {
     int32_t slot = 0;

@@ -343,7 +343,12 @@ TEST_CASE(
       const Segment& s = plan->segments[k];
       CHECK(s.first_node == next);
       CHECK(s.n_nodes > 0);
-      if (k) CHECK(s.device != plan->segments[k - 1].device);
+      // Another device, or the same one after copies for others.
+      const auto sends = [&](int32_t i) {
+        return g.nodes[i].op == Op::Copy && g.value(g.nodes[i].out[0]).device != g.nodes[i].device;
+      };
+      if (k && s.device == plan->segments[k - 1].device)
+        CHECK((sends(s.first_node - 1) && !sends(s.first_node)));
       std::set<int32_t> after;
       for (int32_t i = next; i < next + s.n_nodes; ++i) {
         const Node& n = g.nodes[i];
@@ -421,6 +426,31 @@ TEST_CASE("a device may be late: what it has yet to read is not overwritten") {
     const Bits bits = run_plan(r, *plan, in_time, seed);
     CHECK(run_plan(r, *plan, delayed, seed) == bits);
   }
+}
+
+TEST_CASE("what is sent early lets two devices work side by side") {
+  const auto host = make_ref_backend(1), other = make_ref_backend(1);
+  Graph g;
+  Builder b(&g);
+  b.step_inputs({.tokens = 4, .sequences = 1, .blocks = 1, .outputs = 1});
+  const Var x = b.input(DType::F32, {4, 8}, Rows::Tokens);
+  b.set_device(1);
+  const Var y = b.add(x, x);
+  b.send({y}, 0);
+  const Var theirs = b.add(y, y);
+  b.set_device(0);
+  const Var ours = b.add(y, y);
+  b.set_device(1);
+  b.keep(b.add(theirs, ours));
+  REQUIRE(b.status().ok());
+  const std::vector<Backend*> both = {host.get(), other.get()};
+  const auto plan = make_plan(&g, both);
+  REQUIRE(plan.ok());
+  std::vector<int> devices;
+  for (const Segment& s : plan->segments) devices.push_back(s.device);
+  CHECK(devices == std::vector<int>{1, 1, 0, 1});
+  // Device 1 is waited for before it gets more, so that the host need not wait for that.
+  CHECK(plan->waits == std::vector<std::vector<int>>{{}, {1}, {}, {0}});
 }
 
 TEST_CASE("a slice of a single row is refused by another device or arrives there alone") {
