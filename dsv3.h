@@ -444,7 +444,7 @@ typedef struct dsv3_plan dsv3_plan;
 
 typedef struct dsv3_plan_options {
   uint32_t struct_size;
-  int32_t n_gpus;      /* default: 1 if session has gpu_memory, else 0 */
+  int32_t n_gpus;      /* default: 1 if session has gpu_memory or place, else 0 */
   int64_t host_memory; /* bytes that weights, cache and activations on the host may take; default: no limit */
   double host_GBps;    /* reading the host's memory; default: measured, which takes 512 MiB and 100 ms */
   double gpu_GBps;     /* reading a GPU's; default: 1000, assumed */

@@ -137,7 +137,8 @@ Result<std::string> make_plan(const std::string& path, const dsv3_plan_options& 
   LITE_TRY(read_options("dsv3_session_options", o.session, &session));
   LITE_TRY(in_range("dsv3_plan_options", "n_gpus", o.n_gpus, 0, kMostGpus));
   LITE_TRY(in_range("dsv3_plan_options", "host_memory", o.host_memory, 0, INT64_MAX));
-  const int gpus = o.n_gpus ? o.n_gpus : session.gpu_memory > 0;
+  const bool divides = session.gpu_memory > 0 || (session.place && *session.place);
+  const int gpus = o.n_gpus ? o.n_gpus : divides ? 1 : 0;
   if (gpus > 1 && session.gpu_memory == 0)
     return lite::invalid_argument(
         "dsv3_plan_options: ", gpus,

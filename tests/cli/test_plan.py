@@ -73,6 +73,8 @@ class Plan(Case):
         plan = self.plan(V3, "--gpu-memory", "80G", "--place", "layers 10-20 experts 0-7=cuda", "--place", "head=cpu")
         self.assertEqual([part["layers"] for part in self.on(plan, "routed_experts", "cuda:0") if part.get("experts") == [0, 7]], [[10, 20]])
         self.assertEqual(len(self.on(plan, "head", "cpu")), 1)
+        plan = self.plan(packed(DEMO), "--place", "layers 2-3 routed_experts=cpu")  # without a limit all else is on one GPU
+        self.assertEqual([part["role"] for part in plan["parts"] if part["device"] == "cpu"], ["routed_experts"])
 
     def test_refused(self):
         self.fails(dsv3("plan", V3, "--gpu-memory", "24X"), "24X", "24G or 512M", code=2)
