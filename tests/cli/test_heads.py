@@ -93,6 +93,7 @@ class Heads(HeadCase):
                                  ({"input_ids": [[1, 2]], "attention_mask": [1]}, "row 0", "not as long"),
                                  ({"input_ids": [1, 2], "attention_mask": [1, 2]}, "item 1", "expected 0 or 1"),
                                  ({"input_ids": [1, 2], "attention_mask": [1, "1"]}, "item 1", "expected 0 or 1"),
+                                 ({"input_ids": [[1], [1, 2]], "attention_mask": [[1], [0, 0]]}, "row 1", "no token"),
                                  ({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}, "item 1", "between tokens")):
                 with self.subTest(command, rows=rows):
                     path.write_text(json.dumps(rows))
