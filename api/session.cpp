@@ -67,8 +67,8 @@ Result<dsv3::SessionOptions> session_options(const dsv3_model& m, const dsv3_ses
   return s;
 }
 
-Result<dsv3_memory> session_memory(dsv3_model& m, const dsv3::SessionOptions& options) {
-  LITE_ASSIGN(const dsv3::MemoryUse use, dsv3::Session::memory(*m.model, options));
+dsv3_memory memory_of(const dsv3::Session& session) {
+  const dsv3::MemoryUse use = session.memory();
   dsv3_memory memory = {};
   memory.weights = use.weights;
   memory.cache = use.cache;
@@ -99,8 +99,8 @@ dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* o
     if (!model) return null_argument("dsv3_session_memory", "model");
     if (!memory) return null_argument("dsv3_session_memory", "memory");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
-    LITE_ASSIGN(const dsv3_memory use, session_memory(*model, o));
-    return write_struct("dsv3_memory", use, memory);
+    LITE_ASSIGN(const auto planned, dsv3::Session::plan(*model->model, o));
+    return write_struct("dsv3_memory", memory_of(*planned), memory);
   });
 }
 
@@ -109,7 +109,10 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
     if (!model) return null_argument("dsv3_session_new", "model");
     if (!session) return null_argument("dsv3_session_new", "session");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
-    LITE_ASSIGN(const dsv3_memory use, session_memory(*model, o));
+    auto s = std::make_unique<dsv3_session>();
+    s->owner = model;
+    LITE_ASSIGN(s->session, dsv3::Session::plan(*model->model, o));
+    const dsv3_memory use = memory_of(*s->session);
     const std::string numbers =
         lite::str("cache ", gib(use.cache), ", activations ", gib(use.activations), ", weights ",
                   gib(use.weights), "; this machine has ", gib(use.machine));
@@ -121,9 +124,7 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
       model->info("model and cache are larger than the memory: " + numbers +
                       "; weights will be read from the disk again and again",
                   DSV3_LOG_WARNING);
-    auto s = std::make_unique<dsv3_session>();
-    s->owner = model;
-    LITE_ASSIGN(s->session, dsv3::Session::create(*model->model, o));
+    LITE_TRY(s->session->allocate());
     const size_t vocab = size_t(model->model->config().vocab_size);
     s->masked.resize(vocab);
     s->scratch.order.reserve(vocab);

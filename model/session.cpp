@@ -16,7 +16,7 @@ Session::Session(Model& model, const SessionOptions& options)
     if (l.moe) most_experts_ = std::max(most_experts_, l.num_experts_per_tok);
 }
 
-Status Session::plan() {
+Status Session::build() {
   owned_backends_.push_back(make_backend(options_.device, options_.n_threads, options_.exact));
   for (const auto& backend : owned_backends_) backends_.push_back(backend.get());
 
@@ -55,18 +55,22 @@ int64_t stream_bytes(const lite::Stream& s, int64_t rows) {
 }
 }  // namespace
 
-Result<MemoryUse> Session::memory(Model& model, const SessionOptions& options) {
-  Session session(model, options);
-  LITE_TRY(session.plan());
-  MemoryUse use{model.file().file_bytes(), 0, 0};
-  for (const lite::Stream& s : session.streams_) use.cache += stream_bytes(s, session.sequences_.pool_rows());
-  use.cache += int64_t(options.max_seqs) * options.context * int64_t(sizeof(int32_t));  // their ids
-  for (size_t device = 0; device < session.backends_.size(); ++device) {
+Result<std::unique_ptr<Session>> Session::plan(Model& model, const SessionOptions& options) {
+  auto session = std::unique_ptr<Session>(new Session(model, options));
+  LITE_TRY(session->build());
+  return session;
+}
+
+MemoryUse Session::memory() const {
+  MemoryUse use{model_.file().file_bytes(), 0, 0};
+  for (const lite::Stream& s : streams_) use.cache += stream_bytes(s, sequences_.pool_rows());
+  use.cache += int64_t(options_.max_seqs) * options_.context * int64_t(sizeof(int32_t));  // their ids
+  for (size_t device = 0; device < backends_.size(); ++device) {
     int64_t largest = 0;
-    for (const auto& [form, p] : session.forms_) largest = std::max(largest, p.plan.arena_bytes[device]);
-    use.activations += largest + (options.mtp ? session.mtp_.plan.arena_bytes[device] : 0);
+    for (const auto& [form, p] : forms_) largest = std::max(largest, p.plan.arena_bytes[device]);
+    use.activations += largest + (options_.mtp ? mtp_.plan.arena_bytes[device] : 0);
   }
-  use.activations += (options.mtp ? 2 : 1) * int64_t(options.max_logits) * model.config().output_size() *
+  use.activations += (options_.mtp ? 2 : 1) * int64_t(options_.max_logits) * model_.config().output_size() *
                      int64_t(sizeof(float));
   return use;
 }
@@ -113,13 +117,6 @@ Result<std::vector<lite::Buffer>> Session::bind(std::span<Program* const> progra
   }
   for (Program* p : programs) lite::bind(&p->step.graph, p->plan, memory, streams);
   return arenas;
-}
-
-Result<std::unique_ptr<Session>> Session::create(Model& model, const SessionOptions& options) {
-  auto session = std::unique_ptr<Session>(new Session(model, options));
-  LITE_TRY(session->plan());
-  LITE_TRY(session->allocate());
-  return session;
 }
 
 // ---- evaluation -------------------------------------------------------------------------------------------

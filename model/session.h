@@ -1,7 +1,7 @@
 // A session: sequences, their cached rows, and the planned graphs that extend them.
 //
-// create() builds the graphs, plans their memory and allocates all of it; eval() only writes the step's inputs, runs,
-// and copies the wanted rows of logits. It allocates nothing. session_state.cpp forks, saves and loads sequences.
+// plan() builds the graphs and lays out their memory, allocate() takes all of it; eval() only writes the step's inputs,
+// runs, and copies the wanted rows of logits. It allocates nothing. session_state.cpp forks, saves and loads sequences.
 #pragma once
 
 #include <atomic>
@@ -57,9 +57,10 @@ Status replaceable(const std::string& path);
 
 class Session {
  public:
-  // Bytes that a session would take; allocates no more than the graphs.
-  static Result<MemoryUse> memory(Model& model, const SessionOptions& options);
-  static Result<std::unique_ptr<Session>> create(Model& model, const SessionOptions& options);
+  // Builds and plans the graphs; nothing but memory() may be asked before allocate().
+  static Result<std::unique_ptr<Session>> plan(Model& model, const SessionOptions& options);
+  MemoryUse memory() const;  // what it takes when it is allocated
+  Status allocate();
 
   Model& model() { return model_; }
   const SessionOptions& options() const { return options_; }
@@ -112,8 +113,7 @@ class Session {
   };
 
   Session(Model& model, const SessionOptions& options);
-  Status plan();      // graphs and layouts; no memory yet
-  Status allocate();  // and bind
+  Status build();
   Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs,
                                          std::span<std::byte* const> streams);
   AttentionForm choose_form() const;
