@@ -4,6 +4,7 @@
 #include "api/handles.h"
 #include "ggml-lite/file.h"
 #include "ggml-lite/json.h"
+#include "model/sections.h"
 #include "text/chat_template.h"
 #include "text/output_parser.h"
 
@@ -89,7 +90,7 @@ dsv3_status dsv3_model_template(const dsv3_model* model, const char* name, dsv3_
     if (!chat_template) return null_argument("dsv3_model_template", "chat_template");
     const lite::PackFile& file = model->model->file();
     Result<dsv3::ChatTemplate> opened = dsv3::ChatTemplate::open(
-        [&](std::string_view section) { return file.section(section); }, name ? name : "");
+        [&](std::string_view path) { return dsv3::checkpoint_file(file, path); }, name ? name : "");
     if (!opened.ok()) return opened.status().in("open " + file.path());
     return give(std::move(*opened), chat_template);
   });

@@ -74,6 +74,18 @@ class Render(Case):
         self.assertEqual(self.render(folder, {"tools": [1]}), b"tools")
         self.assertEqual(self.render(folder, [], "--name", "tool_use"), b"tools")
         self.fails(dsv3("render", folder, "--name", "rag", stdin=b"[]"), "rag")
+        # The packed file has them, too.
+        model = TEMP / "named-model"
+        shutil.copytree(CASES / "ds3-f32", model)
+        for name, content in (("", "plain {{ messages[0].content }}"), ("tool_use", "tools"), ("rag", "{{ messages[0].content }} é\n")):
+            path = model / (f"additional_chat_templates/{name}.jinja" if name else "chat_template.jinja")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+        chat = [{"role": "user", "content": "x"}]
+        for arguments, options in ((chat, ()), ({"messages": chat, "tools": [1]}, ()), (chat, ("--name", "tool_use")), (chat, ("--name", "rag"))):
+            self.assertEqual(self.render(packed(model), arguments, *options), self.render(model, arguments, *options))
+        self.assertEqual(self.render(packed(model), chat, "--name", "rag"), "x é".encode())
+        self.fails(dsv3("render", packed(model), "--name", "none", stdin=b"[]"), "none")
         self.fails(dsv3("render", TEMPLATES / "qwen3.jinja", "--name", "rag", stdin=b"[]"), "named")
 
     def test_failures(self):

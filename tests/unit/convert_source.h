@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "convert/convert.h"
+#include "ggml-lite/file.h"
 #include "ggml-lite/pack.h"
 #include "model/tensors.h"
 #include "tests/unit/safetensors_writer.h"
@@ -85,7 +86,10 @@ struct Source {
     std::filesystem::create_directory(folder);
     spill(folder + "/config.json", config.dump());
     spill(folder + "/model.safetensors", safetensors_of(tensors));
-    for (const auto& [name, text] : files) spill(folder + "/" + name, text);
+    for (const auto& [name, text] : files) {
+      std::filesystem::create_directories(lite::folder_of(folder + "/" + name));
+      spill(folder + "/" + name, text);
+    }
   }
   // The same, a tensor in each of three shards in turn.
   void write_sharded(const std::string& folder) const {
