@@ -440,9 +440,9 @@ DSV3_API dsv3_status dsv3_seq_fork(dsv3_session* session, int32_t from, int32_t 
 
 /* ---- saved sessions -------------------------------------------------------------------------------------- */
 
-/* All sequences of a session as bytes: ids and cached rows, bound to the model's id and to the options that decide
- * their values (attention, gemm, kv, mtp), with a checksum; docs/format.md has the layout. A session that loads them
- * goes on with the very same bits. Logits are not saved: truncate by one token and evaluate it again. Sequences that
+/* All sequences of a session as bytes: ids and cached rows, with a checksum; docs/format.md has the layout. They are
+ * bound to what decides bits: the model's id, the model's backend and instruction-set path, and the session's options
+ * exact, attention, gemm, kv and mtp. A session that loads them goes on with the very same bits. Logits are not saved: truncate by one token and evaluate it again. Sequences that
  * shared rows share them no more.
  *
  * *n_bytes becomes the size; `bytes` is written if `capacity` is at least that, and may be null if it is 0. The size
@@ -452,7 +452,8 @@ DSV3_API dsv3_status dsv3_session_save(const dsv3_session* session, void* bytes,
 
 /* Replaces all sequences. The session may have another context, max_seqs, batch size and number of threads than the
  * saved one. Nothing in the bytes is trusted. Errors, which change nothing: CORRUPT, UNSUPPORTED (version),
- * INVALID_ARGUMENT (another model or options; too many sequences, or too long, for this session). One thread. */
+ * INVALID_ARGUMENT (another model, backend, instruction-set path or options; too many sequences, or too long, for this
+ * session). One thread. */
 DSV3_API dsv3_status dsv3_session_load(dsv3_session* session, const void* bytes, size_t n_bytes);
 
 /* The same to and from a file. Saving writes a new file, readable by its owner only, that takes the name at the end;
