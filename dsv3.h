@@ -282,7 +282,7 @@ DSV3_API void dsv3_output_free(dsv3_output* output);
 DSV3_API dsv3_status dsv3_output_add(dsv3_output* output, const char* text, size_t n_bytes);
 /* No more text comes: gives what was held back. */
 DSV3_API dsv3_status dsv3_output_finish(dsv3_output* output);
-/* 1 and the next event, or 0. */
+/* 1 and the next event, or 0. Also 0, with dsv3_last_error(), for null or a wrong struct_size. */
 DSV3_API int dsv3_output_next(dsv3_output* output, dsv3_output_event* event);
 
 /* ---- session --------------------------------------------------------------------------------------------- */
