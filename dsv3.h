@@ -489,7 +489,7 @@ typedef struct dsv3_sampling {
   double frequency_penalty; /* for every time that it has the token: subtracted; may be negative */
   int32_t
       penalty_window;   /* penalties look at so many last tokens of the sequence, the prompt's too; 0: all */
-  int32_t n_logit_bias; /* entries of logit_bias */
+  int32_t n_logit_bias; /* entries of logit_bias, at most vocab_size */
   const dsv3_logit_bias* logit_bias; /* added to the tokens' logits; -1e6..1e6 */
 } dsv3_sampling;
 
@@ -572,7 +572,8 @@ DSV3_API void dsv3_meter_free(dsv3_meter* meter);
 
 /* The load-balancing loss of router logits, as transformers computes it: n_experts * sum over experts of (share of rows
  * that choose it) * (mean of its softmax), over all rows of all layers; n_experts_per_token when perfectly balanced.
- * logits: n_layers pointers to [n_rows, n_experts]; mask [n_rows]: rows with 0 do not count; null: all do. Any thread. */
+ * logits: n_layers pointers to [n_rows, n_experts]; mask [n_rows]: rows with 0 do not count; null: all do. NaN
+ * when no row counts or a logit is not finite. Any thread. */
 DSV3_API dsv3_status dsv3_load_balancing_loss(const float* const* logits, int32_t n_layers, int32_t n_rows,
                                               int32_t n_experts, int32_t n_experts_per_token,
                                               const uint8_t* mask, double* loss);
