@@ -11,12 +11,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-void says(const Status& status, Code code, std::initializer_list<std::string> parts) {
-  CHECK_MESSAGE(status.code() == code, status.message());
-  for (const std::string& part : parts)
-    CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
-}
-
 std::string bytes_of(const Checkpoint::Tensor& t) {
   std::string out(size_t(t.entry->bytes), '\0');
   REQUIRE(t.file().read(*t.entry, 0, std::as_writable_bytes(std::span(out))).ok());
