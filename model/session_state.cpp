@@ -91,7 +91,7 @@ SavedHeader header_of(const Model& model, const SessionOptions& o, int64_t row_b
   h.kv = uint32_t(o.kv);
   h.mtp = o.mtp;
   h.exact = o.exact || o.device.reference;  // which is always
-  const std::string_view path = o.device.reference ? "ref" : lite::isa_name(o.device.isa);
+  const std::string_view path = path_name(o.device);
   std::memcpy(h.path, path.data(), std::min(path.size(), sizeof h.path));
   h.row_bytes = uint64_t(row_bytes);
   return h;

@@ -219,7 +219,7 @@ class _Handle:
 
 class Model(_Handle):
     """A packed file, opened. log(level, text) gets warnings; progress(done, total) of the verification stops it by
-    returning True. What these raise ends the call that called them."""
+    returning True. What these raise, the call raises that they were called by."""
 
     def __init__(self, path, verify=False, backend=None, isa=None, log=None, progress=None):
         self._callbacks = (_log(log), _progress(progress))
