@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "convert/convert.h"
 #include "dsv3.h"
 #include "tests/unit/temp_dir.h"
 
@@ -127,6 +128,35 @@ TEST_CASE("template API: wrong arguments and files") {
   CHECK(dsv3_model_template(nullptr, nullptr, &none) == DSV3_INVALID_ARGUMENT);
   CHECK(none == nullptr);
   dsv3_template_free(nullptr);
+}
+
+TEST_CASE("template API: named templates of an open model") {
+  TempDir dir;
+  std::filesystem::copy(kRoot + "cases/ds3-f32", dir / "checkpoint");
+  std::filesystem::create_directory(dir / "checkpoint/additional_chat_templates");
+  spill(dir / "checkpoint/chat_template.jinja", "plain");
+  spill(dir / "checkpoint/additional_chat_templates/tool_use.jinja", "tools");
+  spill(dir / "checkpoint/additional_chat_templates/rag.jinja", "rag");
+  REQUIRE(dsv3::convert({dir / "checkpoint", dir / "m.dsv3", {}, false}).ok());
+  dsv3_model* model = nullptr;
+  REQUIRE(dsv3_model_open((dir / "m.dsv3").c_str(), nullptr, &model) == DSV3_OK);
+  const auto rendered = [&](const char* name, const std::string& arguments) {
+    Handles h;
+    REQUIRE(dsv3_model_template(model, name, &h.chat_template) == DSV3_OK);
+    char text[16];
+    size_t n = 0;
+    REQUIRE(dsv3_template_render(h.chat_template, arguments.data(), arguments.size(), nullptr, text, 16, &n,
+                                 nullptr, 0, nullptr) == DSV3_OK);
+    return std::string(text, n);
+  };
+  CHECK(rendered(nullptr, "{}") == "plain");
+  CHECK(rendered(nullptr, R"({"tools": [1]})") == "tools");
+  CHECK(rendered("rag", R"({"tools": [1]})") == "rag");
+  dsv3_template* none = nullptr;
+  for (const char* name : {"x", "../rag", "a:b", "../../chat_template"})
+    CHECK(dsv3_model_template(model, name, &none) != DSV3_OK);
+  CHECK(none == nullptr);
+  CHECK(dsv3_model_close(model) == DSV3_OK);
 }
 
 TEST_CASE("output API: events in order, each for one call") {
