@@ -244,12 +244,14 @@ double one_if_zero(double value) {
 }
 
 // `logit_bias` keeps what the result points to.
-Result<dsv3::Sampling> sampling_of(const dsv3_sampling* given, std::vector<dsv3::LogitBias>* logit_bias) {
+Result<dsv3::Sampling> sampling_of(const dsv3_sampling* given, int64_t vocab_size,
+                                   std::vector<dsv3::LogitBias>* logit_bias) {
   dsv3_sampling o;
   LITE_TRY(read_options("dsv3_sampling", given, &o));
-  if (o.n_logit_bias < 0 || (o.n_logit_bias > 0 && !o.logit_bias))
-    return lite::invalid_argument("dsv3_sampling: n_logit_bias is ", o.n_logit_bias, " and logit_bias is ",
-                                  o.logit_bias ? "not null" : "null");
+  LITE_TRY(in_range("dsv3_sampling", "n_logit_bias", o.n_logit_bias, 0, vocab_size));
+  if (o.n_logit_bias > 0 && !o.logit_bias)
+    return lite::invalid_argument("dsv3_sampling: n_logit_bias is ", o.n_logit_bias,
+                                  " and logit_bias is null");
   logit_bias->clear();
   for (int32_t k = 0; k < o.n_logit_bias; ++k)
     logit_bias->push_back({o.logit_bias[k].token, o.logit_bias[k].bias});
@@ -279,7 +281,7 @@ dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* s
           "dsv3_sample: the model's head is not a language model's; its logits name no tokens");
     dsv3::Sampling s = session->owner->sampling;
     if (sampling) {
-      LITE_ASSIGN(s, sampling_of(sampling, &session->logit_bias));
+      LITE_ASSIGN(s, sampling_of(sampling, int64_t(session->masked.size()), &session->logit_bias));
     }
     LITE_TRY(s.check());
     const float* logits = nullptr;

@@ -222,9 +222,9 @@ Status Export::write_all(ExportSummary* summary) {
     LITE_TRY(write_shard(temporary_ + "/" + name, begin[s], begin[s + 1], &progress));
     for (size_t i = begin[s]; i < begin[s + 1]; ++i) map.emplace_back(tensors_[i].name, name);
   }
-  std::vector<std::pair<std::string, std::string>> texts;
+  std::vector<std::pair<std::string, std::string>> texts;  // path in the folder, bytes
   for (const std::string& name : file_.section_names())
-    if (name != kProvenance) texts.emplace_back(name, *file_.section(name));
+    if (name != kProvenance) texts.emplace_back(path_of_section(name), *file_.section(name));
   if (shards > 1) {
     Json index{Json::Object()};
     index.set("metadata", Json::Object{{"total_size", total}});
@@ -232,7 +232,11 @@ Status Export::write_all(ExportSummary* summary) {
     texts.emplace_back("model.safetensors.index.json", index.dump());
   }
   for (const auto& [name, text] : texts) {
-    OutFile out(temporary_ + "/" + name);
+    const std::string path = temporary_ + "/" + name, folder = lite::folder_of(path);
+    std::error_code error;
+    fs::create_directory(folder, error);  // one that is there already is no error
+    if (error) return lite::io_error("create ", folder, ": ", error.message());
+    OutFile out(path);
     LITE_TRY(out.write(std::string_view(text)));
     LITE_TRY(out.finish());
   }

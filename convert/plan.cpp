@@ -46,10 +46,8 @@ Status Plan::read_sections(Config* config) {
   if (!fs::is_directory(folder(), error))
     return lite::invalid_argument("read ", folder(),
                                   ": it is a file, expected the folder that holds config.json");
-  for (const std::string_view name : kCheckpointFiles) {
-    LITE_ASSIGN(std::optional<std::string> text, read_checkpoint_text(folder(), std::string(name)));
-    if (text) sections_.push_back({std::string(name), std::move(*text)});
-  }
+  LITE_ASSIGN(auto texts, read_checkpoint_texts(folder()));
+  for (auto& [path, bytes] : texts) sections_.push_back({section_of_path(path), std::move(bytes)});
   for (const lite::PackSection& s : sections_) section_texts_.push_back(s.bytes);
   const std::string_view* text = section("config.json");
   if (!text) return not_found("read ", folder(), ": it has no config.json, expected a checkpoint's folder");

@@ -129,6 +129,11 @@ Status Session::check(const Batch& batch) {
     return invalid_argument(
         "evaluate: a batch of ", n,
         " tokens with kept results, expected at most max_batch_tokens = ", options_.max_batch_tokens);
+  if (const int64_t most = int64_t(options_.max_seqs) * options_.context;
+      n > most)  // before any is looked at
+    return Status(lite::Code::ContextFull,
+                  lite::str("evaluate: a batch of ", n, " tokens, and all sequences together hold ", most,
+                            ", a context of ", options_.context, " each; make a larger session"));
   std::fill(seq_count_.begin(), seq_count_.end(), 0);
   std::fill(last_token_.begin(), last_token_.end(), -1);
   for (int32_t i = 0; i < n; ++i) {

@@ -54,7 +54,7 @@ Status Session::own_last_block(int32_t seq) {
 namespace {
 
 constexpr std::string_view kMagic = "DSV3SESS";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr int64_t kPiece = 1 << 20;  // bytes read at a time to be checked
 
 // Then the lengths of the sequences and all their ids (int32), their rows, and the checksum of all that.
@@ -63,10 +63,11 @@ struct SavedHeader {
   uint32_t version, n_sequences;
   uint64_t bytes;  // of everything, checksum included
   char model_id[32];
-  uint32_t attention, rounding, kv, mtp;
+  uint32_t attention, rounding, kv, mtp, exact;
+  char path[12];       // "ref", or the instruction-set path of the fast backend
   uint64_t row_bytes;  // of one token in all streams
 };
-static_assert(sizeof(SavedHeader) == 80);
+static_assert(sizeof(SavedHeader) == 96);
 constexpr int64_t kChecksumBytes = sizeof(uint64_t);
 
 template <class T>
@@ -89,6 +90,9 @@ SavedHeader header_of(const Model& model, const SessionOptions& o, int64_t row_b
   h.rounding = uint32_t(o.rounding);
   h.kv = uint32_t(o.kv);
   h.mtp = o.mtp;
+  h.exact = o.exact || o.device.reference;  // which is always
+  const std::string_view path = path_name(o.device);
+  std::memcpy(h.path, path.data(), std::min(path.size(), sizeof h.path));
   h.row_bytes = uint64_t(row_bytes);
   return h;
 }
@@ -104,14 +108,25 @@ Status check_header(const SavedHeader& h, const SavedHeader& ours, int64_t bytes
   return {};
 }
 
+// A name in the header, whoever wrote it.
+template <size_t n>
+std::string name_of(const char (&field)[n]) {
+  std::string name(field, std::find(field, field + n, '\0'));
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '?';
+  return name;
+}
+
+// What decides the bits of the cached rows and of everything that comes after them.
 Status check_options(const SavedHeader& h, const SavedHeader& ours) {
-  if (std::memcmp(h.model_id, ours.model_id, sizeof h.model_id) != 0) {
-    std::string id(h.model_id, sizeof h.model_id);
-    for (char& c : id)
-      if (!std::isalnum(static_cast<unsigned char>(c))) c = '?';
-    return invalid_argument("it belongs to the model with id ", id, ", and this one's is ",
-                            std::string_view(ours.model_id, sizeof ours.model_id));
-  }
+  if (std::memcmp(h.model_id, ours.model_id, sizeof h.model_id) != 0)
+    return invalid_argument("it belongs to the model with id ", name_of(h.model_id), ", and this one's is ",
+                            name_of(ours.model_id));
+  if (std::memcmp(h.path, ours.path, sizeof h.path) != 0)
+    return invalid_argument(
+        "it was computed on path ", name_of(h.path), ", and this model on ", name_of(ours.path),
+        ", whose bits differ; open the model with the same (model options backend, isa), or "
+        "evaluate the tokens again");
   const struct {
     const char* option;
     uint32_t saved, ours;
@@ -119,7 +134,8 @@ Status check_options(const SavedHeader& h, const SavedHeader& ours) {
   } fields[] = {{"attention", h.attention, ours.attention, {"auto", "absorbed", "expanded"}},
                 {"gemm", h.rounding, ours.rounding, {"f32", "fp8", "fp8 with scales that are powers of two"}},
                 {"kv", h.kv, ours.kv, {"f32", "bf16"}},
-                {"mtp", h.mtp, ours.mtp, {"off", "on"}}};
+                {"mtp", h.mtp, ours.mtp, {"off", "on"}},
+                {"exact", h.exact, ours.exact, {"off", "on"}}};
   for (const auto& f : fields) {
     const auto value = [&f](uint32_t v) { return v < f.values.size() ? f.values[v] : "?"; };
     if (f.saved != f.ours)

@@ -157,5 +157,11 @@ class Pack:
             sections[self.take_name(name_offset, name_bytes)] = self.bytes[offset:end]
         return sections
 
+    def files(self):
+        """The checkpoint's files by their paths in its folder."""
+        folder = "additional_chat_templates"
+        return {name.replace(f"{folder}:", f"{folder}/", 1) if name.startswith(f"{folder}:") else name: content
+                for name, content in self.sections.items() if name != "provenance.json"}
+
     def damaged(self):
         return [i for i, (offset, n, checksum) in enumerate(self.extents) if xxh3_64(self.bytes[offset:offset + n]) != checksum]

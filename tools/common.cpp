@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -220,23 +221,16 @@ void FreeSession::operator()(dsv3_session* session) const {
 }
 
 std::vector<int32_t> tokenize(const dsv3_tokenizer* tokenizer, std::string_view text, uint32_t flags) {
-  std::vector<int32_t> ids(text.size() + 1);  // rarely too few: a token is at least a byte
-  size_t n = 0;
-  check(dsv3_tokenize(tokenizer, text.data(), text.size(), flags, ids.data(), ids.size(), &n));
-  const bool fits = n <= ids.size();
-  ids.resize(n);
-  if (!fits) check(dsv3_tokenize(tokenizer, text.data(), text.size(), flags, ids.data(), ids.size(), &n));
-  return ids;
+  // A token is at least a byte, but for a beginning.
+  return read_all<std::vector<int32_t>>(text.size() + 1, [&](int32_t* ids, size_t capacity, size_t* n) {
+    check(dsv3_tokenize(tokenizer, text.data(), text.size(), flags, ids, capacity, n));
+  });
 }
 
 std::string detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags) {
-  std::string bytes(16 * n_ids, '\0');
-  size_t n = 0;
-  check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes.data(), bytes.size(), &n));
-  const bool fits = n <= bytes.size();
-  bytes.resize(n);
-  if (!fits) check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes.data(), bytes.size(), &n));
-  return bytes;
+  return read_all<std::string>(16 * n_ids, [&](char* bytes, size_t capacity, size_t* n) {
+    check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes, capacity, n));
+  });
 }
 
 nlohmann::json parse_json(const std::string& bytes, const std::string& what) {
@@ -271,6 +265,10 @@ std::vector<int32_t> ids_of(const nlohmann::json& list, const std::string& what)
   return ids;
 }
 
+std::string one_line(const nlohmann::ordered_json& value) {
+  return value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
 // ---- options ----------------------------------------------------------------------------------------------
 
 std::function<std::string(const std::string&)> number(double smallest, double largest) {
@@ -281,6 +279,14 @@ std::function<std::string(const std::string&)> number(double smallest, double la
     std::snprintf(range, sizeof range, "%.0f..%.0f", smallest, largest);
     return inside ? std::string() : text("got ", given, ", expected a number in ", range);
   };
+}
+
+std::string check_seed(const std::string& given) {
+  uint64_t seed = 0;
+  const char* end = given.data() + given.size();
+  const auto [stopped, error] = std::from_chars(given.data(), end, seed);
+  if (error == std::errc() && stopped == end) return "";
+  return text("got ", given, ", expected a whole number in 0..", UINT64_MAX);
 }
 
 void ComputeOptions::add_device_to(CLI::App* command) {

@@ -29,11 +29,21 @@ class Reader(Case):
         self.assertEqual(list(source), [])  # nothing is left out
         self.assertEqual(pack.damaged(), [])
         self.assertEqual(pack.json["config"]["model_type"], json.loads((folder / "config.json").read_text())["model_type"])
-        provenance = json.loads(pack.sections.pop("provenance.json"))
-        self.assertTrue(provenance)
-        for name, content in pack.sections.items():
-            self.assertTrue(content == (folder / name).read_bytes(), name)
-        self.assertIn("config.json", pack.sections)
+        self.assertTrue(json.loads(pack.sections["provenance.json"]))
+        for path, content in pack.files().items():
+            self.assertTrue(content == (folder / path).read_bytes(), path)
+        self.assertIn("config.json", pack.files())
+
+    def test_named_templates(self):
+        folder = TEMP / "named-templates"
+        shutil.copytree(CASES / "ds3-f32", folder)
+        templates = {"additional_chat_templates/tool_use.jinja": b"\xef\xbb\xbftools\r\n", "additional_chat_templates/rag.v2:x.jinja": b""}
+        (folder / "additional_chat_templates").mkdir()
+        for path, content in templates.items():
+            (folder / path).write_bytes(content)
+        pack = Pack(packed(folder))
+        self.assertEqual({path: content for path, content in pack.files().items() if "/" in path}, templates)
+        self.compare(Checkpoint(folder).tensors, folder, pack)
 
     def test_numbers(self):
         """An element times the scale of its block is what the converter itself computes from both."""

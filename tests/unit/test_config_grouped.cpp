@@ -8,20 +8,6 @@ using lite::Code;
 
 TEST_CASE("config: grouped-query models and the lone layer: what cannot be is refused and named") {
   const Code invalid = Code::InvalidArgument, unsupported = Code::Unsupported;
-  struct Refused {
-    const char* patch;
-    Code code;
-    const char* message;
-  };
-  const auto all_refused = [](const Json& base, const std::vector<Refused>& cases) {
-    for (const Refused& refused : cases) {
-      const std::string patch = refused.patch;
-      CAPTURE(patch);
-      const auto c = Config::parse(patched(base, patch));
-      CHECK(int(c.status().code()) == int(refused.code));
-      CHECK_MESSAGE(c.status().message().find(refused.message) != std::string::npos, c.status().message());
-    }
-  };
   all_refused(
       qwen3_30b(),
       {{R"({"num_attention_heads": 0})", invalid, "\"num_attention_heads\": got 0"},

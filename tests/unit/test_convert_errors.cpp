@@ -178,14 +178,23 @@ TEST_CASE("convert: text files of a checkpoint") {
   source.files = {{"chat_template.jinja", "{{ x }}"},
                   {"special_tokens_map.json", "{}"},
                   {"chat_template.json", "{}"},
+                  {"additional_chat_templates/tool_use.jinja", "{{ y }}"},
+                  {"additional_chat_templates/README.md", "no"},
+                  {"additional_chat_templates/.jinja", "no"},
                   {"README.md", "no"}};
   source.write(dir / "good");
   REQUIRE(convert({dir / "good", dir / "m", {}, false}).ok());
   const auto file = PackFile::open(dir / "m");
-  CHECK(file->section_names() == std::vector<std::string>{"chat_template.jinja", "chat_template.json",
+  CHECK(file->section_names() == std::vector<std::string>{"additional_chat_templates:tool_use.jinja",
+                                                          "chat_template.jinja", "chat_template.json",
                                                           "config.json", "provenance.json",
                                                           "special_tokens_map.json"});
   CHECK(*file->section("chat_template.jinja") == "{{ x }}");
+  CHECK(*file->section("additional_chat_templates:tool_use.jinja") == "{{ y }}");
+  std::filesystem::create_directory(dir / "good/additional_chat_templates/folder.jinja");
+  const auto of_folder = convert({dir / "good", dir / "n", {}, false});
+  REQUIRE(!of_folder.ok());
+  CHECK(of_folder.status().message().find("folder.jinja") != std::string::npos);
 }
 
 TEST_CASE("convert: source and destination") {

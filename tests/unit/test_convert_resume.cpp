@@ -27,12 +27,6 @@ Status interrupted(const ConvertOptions& options, double part = 0.5) {
   return convert(options, callbacks).status();
 }
 
-void says(const Status& status, Code code, std::initializer_list<std::string> parts) {
-  CHECK_MESSAGE(status.code() == code, status.message());
-  for (const std::string& part : parts)
-    CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
-}
-
 std::vector<std::string> shards_in(const std::string& folder) {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder))

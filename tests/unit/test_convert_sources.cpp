@@ -12,12 +12,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-void says(const Status& status, Code code, std::initializer_list<std::string> parts) {
-  CHECK_MESSAGE(status.code() == code, status.message());
-  for (const std::string& part : parts)
-    CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
-}
-
 // The experts of every layer in two tensors, as transformers 5 writes them: gate rows, then up rows.
 Source fused(Source source) {
   const Config config = *Config::parse(source.config);
