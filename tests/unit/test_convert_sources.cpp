@@ -22,14 +22,14 @@ void says(const Status& status, Code code, std::initializer_list<std::string> pa
 Source fused(Source source) {
   const Config config = *Config::parse(source.config);
   for (const TensorInfo& info : tensor_table(config)) {
-    if (info.fused.empty()) continue;
+    if (!info.fused) continue;
     for (const char* suffix : {"", "_scale_inv"}) {
       const auto part = source.tensors.find(info.name + suffix);
       if (part == source.tensors.end()) continue;
-      RawTensor& whole = source.tensors[info.fused + suffix];
+      RawTensor& whole = source.tensors[info.fused_name() + suffix];
       whole.dtype = part->second.dtype;
       whole.bytes += part->second.bytes;  // the table's order is expert, gate, up, down
-      whole.shape = info.fused_shape;
+      whole.shape = info.fused_shape();
       if (*suffix)
         for (size_t d = 1; d < 3; ++d) whole.shape[d] = lite::ceil_div(whole.shape[d], 128);
       source.tensors.erase(part);
