@@ -214,6 +214,9 @@ Status Export::write_all(ExportSummary* summary) {
   const size_t shards = begin.size() - 1;
   summary->shards = int64_t(shards);
   summary->bytes = total;
+  int64_t room = total;
+  for (const std::string& name : file_.section_names()) room += int64_t(file_.section(name)->size());
+  LITE_TRY(lite::check_room(folder_, room));
   Progress progress(callbacks_, "export " + file_.path(), 0, total);
   Json::Object map;
   for (size_t s = 0; s < shards; ++s) {

@@ -72,6 +72,8 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   bool start_array(size_t) override { return open(Json(Json::Array())); }
   bool end_array() override { return close(); }
   bool parse_error(size_t offset, const std::string&, const nlohmann::json::exception& e) override {
+    constexpr int kNumberOverflow = 406;  // nlohmann's id of it
+    if (e.id == kNumberOverflow) return refuse("a number beyond the largest double");
     // The library's text starts with an identifier and a position of its own; keep what follows.
     std::string text = e.what();
     const size_t colon = text.find(": ");
