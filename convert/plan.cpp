@@ -92,7 +92,7 @@ Status Plan::check_tokenizer(const Config& config) {
 // A model whose chat template this version cannot read still goes on from a prompt.
 Status Plan::check_generation() {
   if (const std::string_view* text = section("generation_config.json"))
-    LITE_TRY(read_generation_config(*text).status().in("read " + folder()));
+    LITE_TRY(read_generation_config(*text).status().in(folder()));
   const auto chat_template = ChatTemplate::open([this](std::string_view name) { return section(name); });
   if (!chat_template.ok() && chat_template.status().code() != lite::Code::NotFound)
     note("the chat template of " + folder() + " cannot be used: " + chat_template.status().message() +
