@@ -85,7 +85,7 @@ TEST_CASE("hostile: a packed file's configuration asks for more than the file ha
     }
 }
 
-TEST_CASE("a table of 92,000 tensors is opened in under 100 ms") {
+TEST_CASE("a table of 92,000 tensors opens in under 100 ms: nothing in it is quadratic") {
   TempDir dir;
   Json config = small_config();
   config.set("num_hidden_layers", 60);
@@ -114,10 +114,8 @@ TEST_CASE("a table of 92,000 tensors is opened in under 100 ms") {
     model = std::min(model, processor_seconds() - begin);
   }
   MESSAGE("packed file: ", file * 1e3, " ms, model: ", model * 1e3, " ms");
-#ifndef DSV3_SANITIZED
   CHECK(file < 0.1);
   CHECK(model < 0.4);
-#endif
 }
 
 TEST_CASE("hostile: tokenizers with very many merges and added tokens") {
