@@ -127,7 +127,8 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
   for (const auto& [name, shard] : shard_of) shards.insert(shard);
   std::vector<std::string> missing;
   for (const std::string& shard : shards)
-    if (!shard_exists(folder + "/" + shard)) missing.push_back(shard);
+    if (const std::string path = folder + "/" + shard; !shard_exists(path))
+      missing.push_back(shard + (exists(path) ? " (a link to nothing)" : ""));
   if (!missing.empty())
     return not_found("read ", folder, ": ", missing.size(), " of ", shards.size(), " shards named by ",
                      kIndex, " are missing: ", list_names(missing), "; try to get them again");

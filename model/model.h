@@ -5,6 +5,8 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unordered_map>
+#include <vector>
 
 #include "ggml-lite/pack.h"
 #include "model/config.h"
@@ -41,14 +43,18 @@ class Model {
  private:
   Model(lite::PackFile file, Config config);
   Status check_tensors() const;
-  const lite::PackFile::Item* find(const TensorInfo& info) const;  // under whichever of its names
+  // Of a tensor of the table, under whichever of its names; null when it is absent.
+  const lite::PackFile::Item* find(const TensorInfo& info) const {
+    return items_[size_t(&info - table_.data())];
+  }
 
   lite::PackFile file_;
   Config config_;
   Placement placement_;
   std::vector<TensorInfo> table_;
-  std::map<std::string_view, const TensorInfo*> by_name_;
-  std::map<int64_t, std::vector<float>> inv_freq_;  // by dimension
+  std::unordered_map<std::string_view, size_t> by_name_;  // where in the table, under all names
+  std::vector<const lite::PackFile::Item*> items_;        // of each tensor of the table
+  std::map<int64_t, std::vector<float>> inv_freq_;        // by dimension
   std::mutex evaluation_, describing_;
   std::string description_;
 };

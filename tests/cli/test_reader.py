@@ -45,6 +45,25 @@ class Reader(Case):
         self.assertEqual({path: content for path, content in pack.files().items() if "/" in path}, templates)
         self.compare(Checkpoint(folder).tensors, folder, pack)
 
+    def test_a_split_model(self):
+        folder = pathlib.Path(tempfile.mkdtemp(dir=TEMP))
+        self.ok(program("dsv3-convert", "-q", CASES / "ds3-fp8", folder / "m.dsv3", "--split-size", "500000"))
+        files, whole = sorted(folder.iterdir()), Pack(packed(CASES / "ds3-fp8"))
+        self.assertGreater(len(files), 3)
+        for path in files:
+            pack = Pack(path)
+            self.assertEqual((len(pack.files), pack.model_id, list(pack.tensors)), (len(files), whole.model_id, list(whole.tensors)))
+            self.compare(Checkpoint(CASES / "ds3-fp8").tensors, CASES / "ds3-fp8", pack)
+        # Files that are not what their names say, and a flipped bit in one that is not the first.
+        first, second, third = (path.read_bytes() for path in files[:3])
+        files[1].write_bytes(third)
+        self.assertRaises(ValueError, Pack, files[0])
+        files[1].write_bytes(second[:4096] + bytes([second[4096] ^ 1]) + second[4097:])
+        self.assertEqual(len(Pack(files[2]).damaged()), 1)
+        files[1].rename(folder / "m-00009-of-00009.dsv3")
+        self.assertRaises(ValueError, Pack, folder / "m-00009-of-00009.dsv3")
+        self.assertRaises(FileNotFoundError, Pack, files[0])
+
     def test_numbers(self):
         """An element times the scale of its block is what the converter itself computes from both."""
         t = next(t for t in Pack(packed(CASES / "ds3-fp8")).tensors.values() if t.scale_dtype)
