@@ -2,11 +2,14 @@
 # make test    install what is missing, build it also under sanitizers, run every test
 # make fuzz    throw changed files at every parser, SECONDS=60 each, or RUNS=N with a fixed seed
 # make install [PREFIX=/usr/local] [DESTDIR=]
-# make         build into build/bin
-.PHONY: all setup demo test release configure install sanitize fuzz tsan accuracy format clean
+# make         build into build/bin; CUDA=ON: with the CUDA backend, [ARCHITECTURES="80;90"] its GPUs
+.PHONY: all setup demo test release configure install cuda-kernels sanitize fuzz tsan accuracy format clean
 
 JOBS ?= $(shell nproc)
 CMAKE_BUILD = cmake --build $(1) -j $(JOBS)
+
+CUDA ?= OFF
+CUDA_OPTIONS = -DDSV3_CUDA=$(CUDA) $(if $(ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES="$(ARCHITECTURES)")
 
 all: release
 
@@ -17,12 +20,17 @@ release: configure
 	$(call CMAKE_BUILD,build/release)
 
 configure:
-	@cmake -S . -B build/release -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin \
+	@cmake -S . -B build/release $(CUDA_OPTIONS) -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin \
 	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/lib
 
 PREFIX ?= /usr/local
 install: release
 	DESTDIR=$(DESTDIR) cmake --install build/release --prefix $(PREFIX)
+
+# What nvcc makes of cuda/: nothing else of the build depends on it, and tests run the same sources on the host.
+cuda-kernels:
+	cmake -S . -B build/cuda $(CUDA_OPTIONS) -DDSV3_CUDA=ON -DDSV3_TESTS=OFF
+	$(call CMAKE_BUILD,build/cuda) --target dsv3_cuda
 
 # The same sources by another compiler, every warning an error, under the address and undefined-behaviour sanitizers.
 sanitize:

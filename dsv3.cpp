@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "api/device.h"
 #include "api/handles.h"
 #include "ggml-lite/machine.h"
 #include "text/generation_config.h"
@@ -86,17 +87,8 @@ int32_t dsv3_abi_version(void) {
   return DSV3_ABI_VERSION;
 }
 
-static std::string usable_isas() {
-  std::string all;
-  for (int i = 0; i < lite::kIsas; ++i)
-    if (lite::isa_usable(lite::Isa(i))) all += lite::str(i ? " " : "", lite::isa_name(lite::Isa(i)));
-  return all;
-}
-
 const char* dsv3_version(void) {
-  static const std::string text =
-      std::string("dsv3 " DSV3_VERSION_TEXT "\ngit: " DSV3_GIT_ID "\nbackends: cpu ref\ninstruction sets: ") +
-      usable_isas() + "\nCUDA: not built in";
+  static const std::string text = "dsv3 " DSV3_VERSION_TEXT "\ngit: " DSV3_GIT_ID "\n" + describe_devices();
   return text.c_str();
 }
 
@@ -113,18 +105,6 @@ Status read_generation(dsv3_model* m) {
   m->end_ids.insert(m->end_ids.end(), read.end_ids.begin(), read.end_ids.end());
   m->sampling = read.sampling;
   return {};
-}
-
-Result<dsv3::Device> read_device(const dsv3_model_options& o) {
-  const std::string backend = o.backend ? o.backend : "cpu", isa = o.isa ? o.isa : "auto";
-  if (backend != "cpu" && backend != "ref")
-    return lite::unsupported("open model: backend \"", backend, "\": this build has: cpu, ref");
-  dsv3::Device device{backend == "ref", lite::best_isa()};
-  if (isa == "auto") return device;
-  LITE_ASSIGN(device.isa, lite::isa_from_name(isa));
-  if (!lite::isa_usable(device.isa))
-    return lite::unsupported("open model: instruction set \"", isa, "\": this machine has: ", usable_isas());
-  return device;
 }
 
 }  // namespace

@@ -88,8 +88,10 @@ typedef void (*dsv3_log)(void* user, dsv3_log_level level, const char* text); /*
 
 typedef struct dsv3_model_options {
   uint32_t struct_size;
-  int32_t verify;      /* not 0: compare all data with its checksums first, at the speed of the disk */
-  const char* backend; /* "cpu", the fast one (default); "ref", the reference: scalar f32, slow */
+  int32_t verify; /* not 0: compare all data with its checksums first, at the speed of the disk */
+  /* "cpu", the fast one (default); "ref", the reference: scalar f32, slow; "cuda" or "cuda:N", the first NVIDIA GPU or that
+   * of number N, if this build has it: all the work and all the memory but the file's are there. */
+  const char* backend;
   /* Instruction-set path of "cpu": "auto" (default), the best this machine has, or "portable", "avx2", "avx512",
    * "avx512bf16". UNSUPPORTED when the machine has not got it. */
   const char* isa;
@@ -100,7 +102,8 @@ typedef struct dsv3_model_options {
 } dsv3_model_options;
 
 /* Opens a packed file made by dsv3-convert. Weights stay mapped, read-only; pages are read as they are used.
- * Errors: NOT_FOUND, IO, CORRUPT, UNSUPPORTED (version, architecture, backend), CANCELLED. Any thread. */
+ * Errors: NOT_FOUND (also a GPU of that number), IO, CORRUPT, UNSUPPORTED (version, architecture, backend), DEVICE (no GPU,
+ * or no driver for it), CANCELLED. Any thread. */
 DSV3_API dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options, dsv3_model** model);
 
 /* BUSY while a session of the model is alive; then nothing changes. One thread, when no other uses the model. */

@@ -116,11 +116,11 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
     const std::string numbers =
         lite::str("cache ", gib(use.cache), ", activations ", gib(use.activations), ", weights ",
                   gib(use.weights), "; this machine has ", gib(use.machine));
-    if (use.cache + use.activations > use.machine)
+    if (!o.device.gpu && use.cache + use.activations > use.machine)
       return lite::out_of_memory("new session: the memory is not there: ", numbers,
                                  "; try a smaller context (", o.context, ") or fewer sequences (", o.max_seqs,
                                  ")");
-    if (use.total > use.machine)
+    if (!o.device.gpu && use.total > use.machine)
       model->info("model and cache are larger than the memory: " + numbers +
                       "; weights will be read from the disk again and again",
                   DSV3_LOG_WARNING);

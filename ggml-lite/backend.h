@@ -30,8 +30,10 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
 
-  // Zeroed, aligned to 4 KiB. OutOfMemory with the numbers.
+  // Zeroed; aligned to 4 KiB on the host. OutOfMemory with the numbers.
   virtual Result<Buffer> allocate(int64_t bytes) = 0;
+  // The same of the host's memory, where this device also reads and writes by itself.
+  virtual Result<Buffer> allocate_shared(int64_t bytes) { return allocate(bytes); }
   // Copies now, between this device's memory and the host's or within either.
   virtual Status copy(std::byte* to, const std::byte* from, int64_t bytes) {
     std::memcpy(to, from, size_t(bytes));
@@ -42,7 +44,8 @@ class Backend {
   // Scratch that running the node takes.
   virtual int64_t workspace_bytes(const Graph& graph, const Node& node) const = 0;
 
-  // Runs a segment of a bound graph. `cancel` is looked at between nodes; then Cancelled.
+  // Runs a segment of a bound graph. `cancel` is looked at between nodes, or before the first one by a device that runs
+  // them as one; then Cancelled. What a graph is bound to must not change after its first run.
   virtual Status run(const Graph& graph, const Segment& segment, const std::atomic<bool>& cancel) = 0;
   // Returns when everything this backend was given has been done.
   virtual Status wait() = 0;

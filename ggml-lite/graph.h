@@ -156,6 +156,7 @@ class Graph {
   std::vector<Storage> storages;
   std::vector<Node> nodes;
   std::vector<ExpertSet> experts;
+  Var counts;  // StepInputs::counts as the caller writes it
 
   const Value& value(Var v) const { return values[v.id]; }
   const Tensor& tensor(Var v) const { return values[v.id].tensor; }

@@ -59,7 +59,7 @@ Var Builder::like(Var x) {
 
 StepInputs Builder::step_inputs(const StepLimits& n) {
   StepInputs in;
-  in.counts = counts_ = input(DType::I32, {kCounts}, Rows::Fixed);
+  in.counts = g_.counts = input(DType::I32, {kCounts}, Rows::Fixed);
   in.ids = input(DType::I32, {n.tokens}, Rows::Tokens);
   in.positions = input(DType::I32, {n.tokens}, Rows::Tokens);
   in.kv_rows = input(DType::I32, {n.tokens}, Rows::Tokens);
@@ -80,10 +80,15 @@ Var Builder::stream(int32_t index, const Stream& stream) {
   return v;
 }
 
-void Builder::keep(Var x) {
-  if (!usable({x})) return;
-  Storage& s = g_.storages[g_.value(x).storage];
+Var Builder::keep(Var x) {
+  if (!usable({x})) return Var::none();
+  const int device = std::exchange(device_, 0);
+  const Var kept = here(x);
+  device_ = device;
+  if (!kept) return kept;
+  Storage& s = g_.storages[g_.value(kept).storage];
   if (s.kind == Kind::Activation) s.kind = Kind::Kept;
+  return kept;
 }
 
 Var Builder::view(Var x, std::initializer_list<int64_t> dims) {
@@ -125,14 +130,15 @@ Var Builder::here(Var v) {
   Tensor shape = from.tensor;
   shape.data = nullptr;
   it->second = storage_value(Kind::Activation, device_, shape, from.rows);
-  // A copy reads the counts where it reads the data: those of the device that made it.
-  g_.nodes.push_back({Op::Copy, device_, {v}, {it->second}, {}, counts_, Var::none()});
+  // The host's memory is reached by both sides, so the other one copies, and finds the counts there.
+  const int device = device_ != 0 ? device_ : from.device;
+  g_.nodes.push_back({Op::Copy, device, {v}, {it->second}, {}, g_.counts, Var::none()});
   return it->second;
 }
 
 void Builder::append(Op op, std::vector<Var> in, std::vector<Var> out, Params params) {
   for (Var& v : in) v = here(v);
-  g_.nodes.push_back({op, device_, std::move(in), std::move(out), params, here(counts_), Var::none()});
+  g_.nodes.push_back({op, device_, std::move(in), std::move(out), params, here(g_.counts), Var::none()});
 }
 
 bool Builder::require(bool condition, const char* op, const char* what) {

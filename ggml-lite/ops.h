@@ -6,7 +6,7 @@
 // depends on that row and the weights only. Each op has its reference in ref/ and its tests in tests/unit/test_ops.cpp.
 //
 // A wrong shape is a mistake of the builder's caller, not of a user: the first one is kept in status(), later calls do
-// nothing. Operands that live on another device are copied there by a node of their own.
+// nothing. Operands that live on another device are copied by a node of their own, which a device other than the host runs.
 #pragma once
 
 #include <map>
@@ -29,8 +29,8 @@ class Builder {
   Var input(DType dtype, std::initializer_list<int64_t> dims, Rows rows);
   Var weight(const Tensor& tensor);  // memory that lives as long as the graph, on the current device
   Var stream(int32_t index, const Stream& stream);
-  // Keeps `x` until the end of the step, for the caller to read.
-  void keep(Var x);
+  // Keeps `x` until the end of the step, for the caller to read. Returns it as the host has it.
+  Var keep(Var x);
 
   // ---- views: no node, no copy
   Var view(
@@ -129,7 +129,6 @@ class Builder {
   Graph& g_;
   Status status_;
   int device_ = 0;
-  Var counts_;
   std::map<std::pair<int32_t, int>, Var> copies_;  // (value, device) -> its copy there
 };
 

@@ -117,6 +117,17 @@ Result<Plan> make_plan(Graph* g, std::span<Backend* const> backends) {
   return plan;
 }
 
+Result<std::vector<Buffer>> allocate_arenas(std::span<const int64_t> bytes,
+                                            std::span<Backend* const> backends) {
+  std::vector<Buffer> arenas;
+  for (size_t device = 0; device < backends.size(); ++device) {
+    LITE_ASSIGN(Buffer arena, device == 0 ? backends.back()->allocate_shared(bytes[0])
+                                          : backends[device]->allocate(bytes[device]));
+    arenas.push_back(std::move(arena));
+  }
+  return arenas;
+}
+
 void bind(Graph* g, const Plan& plan, std::span<std::byte* const> arenas,
           std::span<std::byte* const> streams) {
   for (size_t s = 0; s < g->storages.size(); ++s) {

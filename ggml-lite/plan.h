@@ -22,6 +22,10 @@ struct Plan {
 // Adds each node's workspace to the graph and lays everything out. `backends` is indexed by device.
 Result<Plan> make_plan(Graph* graph, std::span<Backend* const> backends);
 
+// Memory for arenas of so many bytes per device. The host's is memory that the last device reaches too.
+Result<std::vector<Buffer>> allocate_arenas(std::span<const int64_t> bytes,
+                                            std::span<Backend* const> backends);
+
 // Points every value of the graph at its memory: arenas per device, streams by index.
 void bind(Graph* graph, const Plan& plan, std::span<std::byte* const> arenas,
           std::span<std::byte* const> streams);

@@ -76,8 +76,7 @@ Var Decoder::experts(int i, Var h) {
 }
 
 void Decoder::head(Var x, const std::string& matrix, Var bias) {
-  out_.logits = b.linear(x, weight(matrix), bias, {.f32 = true});
-  b.keep(out_.logits);
+  out_.logits = b.keep(b.linear(x, weight(matrix), bias, {.f32 = true}));
 }
 
 lite::FfnWeights Decoder::swiglu(const std::string& p) {
@@ -103,8 +102,7 @@ Var Decoder::optional_weight(const std::string& tensor_name) {
 }
 
 void Decoder::keep(const std::string& kept_name, Var x) {
-  b.keep(x);
-  out_.kept[kept_name] = x;
+  out_.kept[kept_name] = b.keep(x);
 }
 
 std::vector<lite::Stream> make_streams(const Model& model, const GraphOptions& options) {
@@ -113,9 +111,9 @@ std::vector<lite::Stream> make_streams(const Model& model, const GraphOptions& o
   const int64_t layers = c.num_hidden_layers + (options.mtp ? 1 : 0);
   for (int i = 0; i < int(layers); ++i)
     streams.push_back({str("layer.", i), options.kv, c.cached_values(c.layers[i]),
-                       model.placement().device(i, Role::Attention)});
+                       options.placement.device(i, Role::Attention)});
   if (options.mtp)
-    streams.push_back({"final", lite::DType::F32, c.hidden_size, model.placement().device(-1, Role::Head)});
+    streams.push_back({"final", lite::DType::F32, c.hidden_size, options.placement.device(-1, Role::Head)});
   return streams;
 }
 

@@ -41,7 +41,7 @@ class Decoder {
   Var weight(const std::string& name) { return b.weight(m.tensor(name)); }
   Var optional_weight(const std::string& name);
   Var stream(int index) { return b.stream(index, streams_[index]); }
-  void place(int layer, Role role) { b.set_device(m.placement().device(layer, role)); }
+  void place(int layer, Role role) { b.set_device(o.placement.device(layer, role)); }
   void keep(const std::string& name, Var x);
   static std::string name(int layer, const char* rest) {
     return lite::str("model.layers.", layer, ".", rest);

@@ -6,12 +6,22 @@
 namespace dsv3 {
 
 const char* path_name(const Device& device) {
+  if (device.gpu) return "cuda";
   return device.reference ? "ref" : lite::isa_name(device.isa);
 }
 
-std::unique_ptr<lite::Backend> make_backend(const Device& device, int n_threads, bool exact) {
-  if (device.reference) return lite::make_ref_backend(n_threads);
-  return lite::make_cpu_backend({n_threads, device.isa, exact});
+lite::Result<std::vector<std::unique_ptr<lite::Backend>>> make_backends(const Device& device, int n_threads,
+                                                                        bool exact) {
+  std::vector<std::unique_ptr<lite::Backend>> backends;
+  if (device.reference)
+    backends.push_back(lite::make_ref_backend(n_threads));
+  else
+    backends.push_back(lite::make_cpu_backend({n_threads, device.isa, exact}));
+  if (device.gpu) {
+    LITE_ASSIGN(std::unique_ptr<lite::Backend> gpu, device.gpu());
+    backends.push_back(std::move(gpu));
+  }
+  return backends;
 }
 
 }  // namespace dsv3

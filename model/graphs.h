@@ -7,12 +7,14 @@
 
 #include "ggml-lite/graph.h"
 #include "model/model.h"
+#include "model/placement.h"
 
 namespace dsv3 {
 
 enum class AttentionForm { Absorbed, Expanded };  // of MLA
 
 struct GraphOptions {
+  Placement placement;
   AttentionForm attention = AttentionForm::Absorbed;
   lite::Rounding rounding = lite::Rounding::None;
   lite::DType kv = lite::DType::F32;
@@ -20,7 +22,7 @@ struct GraphOptions {
   bool given_routing = false;  // the caller says which experts the main model's tokens go to
   bool mtp = false;
   int64_t context = 0;  // most rows of a sequence
-  lite::StepLimits limits;
+  lite::StepLimits limits = {};
 };
 
 // The row stores of a session, one a layer: MLA's [kv_lora_rank normed latent ; qk_rope_head_dim rotated key], or

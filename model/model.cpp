@@ -7,7 +7,7 @@ namespace dsv3 {
 using lite::Tensor;
 
 Model::Model(lite::PackFile file, Config config)
-    : file_(std::move(file)), config_(std::move(config)), placement_(config_), table_(tensor_table(config_)) {
+    : file_(std::move(file)), config_(std::move(config)), table_(tensor_table(config_)) {
   by_name_.reserve(table_.size());  // the table's own names: a file cannot make them collide
   for (size_t i = 0; i < table_.size(); ++i) {
     by_name_.emplace(table_[i].name, i);

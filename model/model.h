@@ -8,9 +8,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "ggml-lite/device_weights.h"
 #include "ggml-lite/pack.h"
 #include "model/config.h"
-#include "model/placement.h"
 #include "model/tensors.h"
 
 namespace dsv3 {
@@ -22,7 +22,6 @@ class Model {
 
   const lite::PackFile& file() const { return file_; }
   const Config& config() const { return config_; }
-  const Placement& placement() const { return placement_; }
   const std::vector<TensorInfo>& table() const { return table_; }
 
   // A tensor of the table by name; of an optional one that is absent, what it is the same as, or no data at all.
@@ -37,6 +36,9 @@ class Model {
   // Everything as one JSON text; see dsv3_model_describe. Built at the first call.
   const std::string& describe();
 
+  // What sessions need of the weights on other devices than the host.
+  lite::DeviceWeights& device_weights() { return device_weights_; }
+
   // Evaluations of one model run one after the other.
   std::mutex& evaluation() { return evaluation_; }
 
@@ -50,11 +52,11 @@ class Model {
 
   lite::PackFile file_;
   Config config_;
-  Placement placement_;
   std::vector<TensorInfo> table_;
   std::unordered_map<std::string_view, size_t> by_name_;  // where in the table, under all names
   std::vector<const lite::PackFile::Item*> items_;        // of each tensor of the table
   std::map<int64_t, std::vector<float>> inv_freq_;        // by dimension
+  lite::DeviceWeights device_weights_;
   std::mutex evaluation_, describing_;
   std::string description_;
 };

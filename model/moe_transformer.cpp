@@ -20,11 +20,12 @@ struct LayerGraph {
 };
 
 // T = batch * length tokens, d = hidden_size, H heads of n.
-Status build(const Model& m, const LayerBatch& batch, LayerGraph* out) {
+Status build(const Model& m, const LayerBatch& batch, int device, LayerGraph* out) {
   const Config& c = m.config();
   const LayerConfig& l = c.layers[0];
   const int64_t T = batch.batch * batch.length, d = c.hidden_size, H = l.num_attention_heads, n = l.head_dim;
   lite::Builder b(&out->graph);
+  b.set_device(device);
   const auto weight = [&](const std::string& name) { return b.weight(m.tensor(name)); };
   const auto norm = [&](const std::string& p, Var x) {
     return b.layer_norm(x, weight(p + ".weight"), weight(p + ".bias"), float(c.rms_norm_eps));
@@ -59,16 +60,15 @@ Status build(const Model& m, const LayerBatch& batch, LayerGraph* out) {
     set.slot_of_expert.push_back(e);
     set.slots.push_back(w);
   }
-  out->y = b.add(x, b.moe_ffn(h, ids, weights, std::move(set), lite::Rounding::None));
-  out->ids = ids;
-  out->weights = weights;
-  for (const Var v : {out->y, ids, weights}) b.keep(v);
+  out->y = b.keep(b.add(x, b.moe_ffn(h, ids, weights, std::move(set), lite::Rounding::None)));
+  out->ids = b.keep(ids);
+  out->weights = b.keep(weights);
   return b.status();
 }
 
 }  // namespace
 
-Status eval_moe_transformer(const Model& m, const LayerBatch& batch, const LayerCompute& compute,
+Status eval_moe_transformer(Model& m, const LayerBatch& batch, const LayerCompute& compute,
                             const LayerResult& result) {
   if (m.config().architecture != Architecture::MoeTransformer)
     return lite::invalid_argument("evaluate a layer: the model is ", m.config().model_type,
@@ -76,17 +76,20 @@ Status eval_moe_transformer(const Model& m, const LayerBatch& batch, const Layer
   if (batch.batch < 1 || batch.length < 1 || batch.batch * batch.length > 1 << 24)
     return lite::invalid_argument("evaluate a layer: got ", batch.batch, " sequences of ", batch.length,
                                   " tokens, expected at least one of each and at most ", 1 << 24, " in all");
-  const auto backend = make_backend(compute.device, compute.n_threads, compute.exact);
-  lite::Backend* const backends[] = {backend.get()};
+  LITE_ASSIGN(const auto owned, make_backends(compute.device, compute.n_threads, compute.exact));
+  std::vector<lite::Backend*> backends;
+  for (const auto& backend : owned) backends.push_back(backend.get());
   LayerGraph g;
-  LITE_TRY(build(m, batch, &g));
+  LITE_TRY(build(m, batch, int(backends.size()) - 1, &g));
   LITE_ASSIGN(const lite::Plan plan, lite::make_plan(&g.graph, backends));
   if (plan.arena_bytes[0] > lite::memory_limit())
     return lite::out_of_memory("evaluate a layer: it takes ", plan.arena_bytes[0],
                                " bytes, this machine has ", lite::memory_limit(),
                                "; try fewer or shorter sequences");
-  LITE_ASSIGN(const lite::Buffer arena, backend->allocate(plan.arena_bytes[0]));
-  std::byte* const arenas[] = {arena.get()};
+  LITE_ASSIGN(const std::vector<lite::Buffer> memory, lite::allocate_arenas(plan.arena_bytes, backends));
+  std::vector<std::byte*> arenas;
+  for (const lite::Buffer& arena : memory) arenas.push_back(arena.get());
+  LITE_TRY(m.device_weights().upload(&g.graph, backends));
   lite::bind(&g.graph, plan, arenas, {});
 
   const auto data = [&](Var v) { return g.graph.tensor(v).data; };

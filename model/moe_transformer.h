@@ -25,7 +25,7 @@ struct LayerResult {
   float* router_weights;  // the same shape; or null
 };
 
-Status eval_moe_transformer(const Model& model, const LayerBatch& batch, const LayerCompute& compute,
+Status eval_moe_transformer(Model& model, const LayerBatch& batch, const LayerCompute& compute,
                             const LayerResult& result);
 
 }  // namespace dsv3

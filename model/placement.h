@@ -10,8 +10,10 @@ namespace dsv3 {
 
 class Placement {
  public:
-  // Everything on the host.
-  explicit Placement(const Config& config) : devices_(config.layers.size() + 1) {}
+  // Everything on one device.
+  Placement(const Config& config, int device) : devices_(config.layers.size() + 1) {
+    for (auto& roles : devices_) roles.fill(device);
+  }
 
   // layer -1: of no layer (embedding, head).
   int device(int layer, Role role) const { return devices_[layer + 1][int(role)]; }

@@ -17,10 +17,10 @@ Session::Session(Model& model, const SessionOptions& options)
 }
 
 Status Session::build() {
-  owned_backends_.push_back(make_backend(options_.device, options_.n_threads, options_.exact));
+  LITE_ASSIGN(owned_backends_, make_backends(options_.device, options_.n_threads, options_.exact));
   for (const auto& backend : owned_backends_) backends_.push_back(backend.get());
 
-  GraphOptions o;
+  GraphOptions o{Placement(model_.config(), int(backends_.size()) - 1)};
   o.rounding = options_.rounding;
   o.kv = options_.kv;
   o.keep_hidden = options_.keep_hidden;
@@ -106,16 +106,17 @@ Status Session::allocate() {
 // Gives programs that never run together one arena on every device.
 Result<std::vector<lite::Buffer>> Session::bind(std::span<Program* const> programs,
                                                 std::span<std::byte* const> streams) {
-  std::vector<lite::Buffer> arenas;
+  std::vector<int64_t> bytes(backends_.size(), 0);
+  for (const Program* p : programs)
+    for (size_t device = 0; device < bytes.size(); ++device)
+      bytes[device] = std::max(bytes[device], p->plan.arena_bytes[device]);
+  LITE_ASSIGN(std::vector<lite::Buffer> arenas, lite::allocate_arenas(bytes, backends_));
   std::vector<std::byte*> memory;
-  for (size_t device = 0; device < backends_.size(); ++device) {
-    int64_t bytes = 0;
-    for (const Program* p : programs) bytes = std::max(bytes, p->plan.arena_bytes[device]);
-    LITE_ASSIGN(lite::Buffer buffer, backends_[device]->allocate(bytes));
-    memory.push_back(buffer.get());
-    arenas.push_back(std::move(buffer));
+  for (const lite::Buffer& arena : arenas) memory.push_back(arena.get());
+  for (Program* p : programs) {
+    LITE_TRY(model_.device_weights().upload(&p->step.graph, backends_));
+    lite::bind(&p->step.graph, p->plan, memory, streams);
   }
-  for (Program* p : programs) lite::bind(&p->step.graph, p->plan, memory, streams);
   return arenas;
 }
 

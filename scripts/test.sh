@@ -15,8 +15,14 @@ part() {  # part NAME COMMAND...: runs it and prints its time
 part "build release" make --no-print-directory release
 part "build sanitize" make --no-print-directory sanitize
 
+if command -v nvcc > /dev/null; then
+  part "build the CUDA kernels" make --no-print-directory cuda-kernels
+else
+  echo "== build the CUDA kernels: SKIPPED: there is no nvcc"
+fi
+
 part "test release" ctest --test-dir build/release --output-on-failure -j "$(nproc)"
 # Left out: what takes minutes and looks at numbers, which the sanitizers do not change.
-part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(nproc)" -E "cli.heldout|cli.isa"
+part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(nproc)" -E "cli.heldout|cli.isa|cli.cuda_long"
 
 part "fuzz" make --no-print-directory fuzz RUNS=10000

@@ -296,7 +296,10 @@ void ComputeOptions::add_device_to(CLI::App* command) {
       ->check(number(1, 1024))
       ->type_name("N");
   command->add_flag("--exact", exact, "f32 activations in every product, also where bf16 is faster");
-  command->add_option("--backend", backend, "what computes: cpu, or ref, the slow reference")
+  command
+      ->add_option(
+          "--backend", backend,
+          "what computes: cpu; ref, the slow reference; cuda or cuda:N, a GPU, if --version names it")
       ->capture_default_str();
   command->add_option("--isa", isa, "instruction sets of --backend cpu: auto, or one that --version names")
       ->capture_default_str();

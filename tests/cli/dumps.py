@@ -26,6 +26,8 @@ def relative(got, want):
 
 
 class DumpCase(Case):
+    program = "dsv3"
+
     def dump(self, model, ids, *args, **options):
         """The path of the written file; ids as given to --ids, or an object for a file."""
         if not isinstance(ids, str):
@@ -34,7 +36,7 @@ class DumpCase(Case):
             ids = path
         out = TEMP / f"{time.monotonic_ns()}.safetensors"
         self.addCleanup(out.unlink, missing_ok=True)
-        self.assertEqual(self.ok(dsv3("dump", model, "--ids", ids, "--out", out, *args, **options)), b"")
+        self.assertEqual(self.ok(program(self.program, "dump", model, "--ids", ids, "--out", out, *args, **options)), b"")
         return out
 
     def dump_case(self, case, *args):

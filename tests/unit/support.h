@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/cuda.h"
 #include "ggml-lite/cpu/cpu.h"
 #include "ggml-lite/ops.h"
 #include "ggml-lite/plan.h"
@@ -240,15 +241,20 @@ inline std::vector<double> rounded(lite::Rounding rounding, const std::vector<do
 
 // ---- the backend under test
 
-// DSV3_TEST_BACKEND: "ref" (default), or an instruction-set path of the fast backend and a phase, "avx2:prompt". The fast
-// backend is tested in exact mode: the bounds are those of f32.
+// DSV3_TEST_BACKEND: "ref" (default), or an instruction-set path of the fast backend and a phase, "avx2:prompt", or
+// "cuda:prompt", whose kernels run on the host. Both are tested in exact mode: the bounds are those of f32.
 struct TestedBackend {
-  bool reference = true;
+  bool reference = true, cuda = false;
   lite::Isa isa = lite::Isa::Portable;
   lite::Phase phase = lite::kPrompt;
 
   std::unique_ptr<lite::Backend> make(int threads) const {
     if (reference) return lite::make_ref_backend(threads);
+    if (cuda) {
+      auto backend = lite::make_cuda_backend(threads % 2);
+      REQUIRE_MESSAGE(backend.ok(), backend.status().message());
+      return std::move(*backend);
+    }
     return lite::make_cpu_backend({threads, isa, true});
   }
 };
@@ -262,17 +268,22 @@ inline const TestedBackend& tested_backend() {
     constexpr int kSkipped = 77;  // as ctest knows it
     const size_t colon = name.find(':');
     const auto isa = lite::isa_from_name(name.substr(0, colon));
-    if (!isa.ok() || colon == std::string::npos) {
-      std::printf("DSV3_TEST_BACKEND: got \"%s\", expected ref or ISA:decode or ISA:prompt\n", text);
+    t.cuda = name.starts_with("cuda:");
+    if ((!isa.ok() && !t.cuda) || colon == std::string::npos) {
+      std::printf(
+          "DSV3_TEST_BACKEND: got \"%s\", expected ref, or an instruction set or cuda and :decode or "
+          ":prompt\n",
+          text);
       std::exit(1);
     }
+    t.reference = false;
+    t.phase = name.substr(colon + 1) == "decode" ? lite::kDecode : lite::kPrompt;
+    if (t.cuda) return t;
     if (!lite::isa_usable(*isa)) {
       std::printf("skipped: this machine has no %s\n", lite::isa_name(*isa));
       std::exit(kSkipped);
     }
-    t.reference = false;
     t.isa = *isa;
-    t.phase = name.substr(colon + 1) == "decode" ? lite::kDecode : lite::kPrompt;
     return t;
   }();
   return tested;
@@ -351,6 +362,8 @@ class OpHarness {
     const std::vector<std::vector<std::byte>> streams = streams_;
     std::map<std::string, std::vector<std::byte>> first;
     std::vector<std::vector<std::byte>> first_streams;
+    if (tested_backend().cuda && threads.size() > 2)
+      threads.resize(2);  // it has none: each kind of poison once
     for (size_t i = 0; i < threads.size(); ++i) {
       CAPTURE(threads[i]);
       streams_ = streams;

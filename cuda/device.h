@@ -1,0 +1,140 @@
+// Everything that kernels need of the processor: their place in the grid, shared memory, what the threads of a block or a
+// warp do together, conversions, wide loads; and launch(). Nothing else in cuda/ names an intrinsic.
+//
+// Compiled by anything but nvcc, the same functions come from the twin in tests/cuda_host, which runs blocks on the host.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/runtime.h"
+
+namespace lite::cuda {
+
+constexpr int kWarp = 32;
+// More than this a block has only by asking, and no GPU has less.
+constexpr int64_t kSharedBytes = 48 << 10;
+constexpr int64_t kGridX = 0x7FFFFFFF, kGridYZ = 65535;  // most blocks in a direction
+
+// Blocks of a launch.
+struct Grid {
+  int64_t x = 1, y = 1, z = 1;
+};
+
+struct Words4 {
+  uint32_t word[4];
+};
+
+}  // namespace lite::cuda
+
+#ifndef __CUDACC__
+#include <cuda_host/device.h>  // found in tests/
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+namespace lite::cuda {
+
+// ---- places
+
+__device__ inline int block_x() {
+  return int(blockIdx.x);
+}
+__device__ inline int block_y() {
+  return int(blockIdx.y);
+}
+__device__ inline int block_z() {
+  return int(blockIdx.z);
+}
+__device__ inline int thread() {
+  return int(threadIdx.x);
+}
+__device__ inline int threads() {
+  return int(blockDim.x);
+}
+
+// The block's shared memory, as much as the launch asked for; aligned to 16 bytes, not initialised.
+template <class T>
+__device__ T* shared_memory() {
+  extern __shared__ uint4 memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
+// ---- together: every thread of the block, or every lane of the warp, must come
+
+__device__ inline void sync_block() {
+  __syncthreads();
+}
+__device__ inline float shuffle_xor(float value, int mask) {
+  return __shfl_xor_sync(0xFFFFFFFF, value, mask);
+}
+__device__ inline int shuffle_xor(int value, int mask) {
+  return __shfl_xor_sync(0xFFFFFFFF, value, mask);
+}
+// Sums over the lanes of n values at once, in a fixed order; every lane gets them.
+template <int n>
+__device__ void warp_sum(float (&value)[n]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i)
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) value[i] += shuffle_xor(value[i], mask);
+}
+
+// ---- conversions: exact from, and to the nearest (even among two); too large for e4m3 becomes 448
+
+__device__ inline float f32_of_bf16(uint16_t bits) {
+  return __uint_as_float(uint32_t(bits) << 16);
+}
+__device__ inline float f32_of_f16(uint16_t bits) {
+  return __half2float(__ushort_as_half(bits));
+}
+__device__ inline float f32_of_e4m3(uint8_t code) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3)));
+}
+__device__ inline uint16_t bf16_of(float value) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+__device__ inline uint16_t f16_of(float value) {
+  return __half_as_ushort(__float2half_rn(value));
+}
+__device__ inline uint8_t e4m3_of(float value) {
+  return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
+}
+// Four codes of a word, the lowest byte first.
+__device__ inline void f32_of_e4m3x4(uint32_t codes, float* to) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const __half2 pair(__nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(codes >> 16 * i), __NV_E4M3));
+    to[2 * i] = __low2float(pair);
+    to[2 * i + 1] = __high2float(pair);
+  }
+}
+__device__ inline uint32_t bits_of(float value) {
+  return __float_as_uint(value);
+}
+__device__ inline float f32_of_bits(uint32_t bits) {
+  return __uint_as_float(bits);
+}
+
+// 16 bytes at an address that is a multiple of 16.
+__device__ inline Words4 load16(const void* at) {
+  const uint4 v = *static_cast<const uint4*>(at);
+  return {{v.x, v.y, v.z, v.w}};
+}
+
+// ---- launches
+
+// Gives the stream a kernel: `grid` blocks of `threads`, each with `shared` bytes. A grid without blocks is none. What goes
+// wrong is told by Stream::end_recording() or wait().
+template <class... P, class... A>
+void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream& stream, const A&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared);
+  config.stream = cudaStream_t(stream.handle());
+  cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+
+}  // namespace lite::cuda
+#endif

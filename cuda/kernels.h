@@ -1,0 +1,58 @@
+// The ops on a GPU. Each function gives a stream the kernels of one node of a bound graph; contracts are in ops.h.
+//
+// Nothing of a step is in a launch: its counts, positions and tables are read from the device's memory, so what is launched
+// once can be recorded and replayed. A grid has room for as many rows as a recording is made for (Step); blocks
+// without a live row return at once.
+#pragma once
+
+#include "cuda/runtime.h"
+#include "ggml-lite/graph.h"
+
+namespace lite::cuda {
+
+struct MoeTable;
+
+// What launches are made for: steps of a phase with at most so many tokens, and at most so many outputs.
+struct Step {
+  Stream& stream;
+  Phase phase;
+  int64_t rows;
+  const MoeTable* moe = nullptr;  // of a node that is moe_ffn, in the device's memory
+};
+
+void embed(const Graph& g, const Node& n, const Step& step);
+void rms_norm(const Graph& g, const Node& n, const Step& step);
+void layer_norm(const Graph& g, const Node& n, const Step& step);
+void linear(const Graph& g, const Node& n, const Step& step);
+void linear_per_head(const Graph& g, const Node& n, const Step& step);
+void rope(const Graph& g, const Node& n, const Step& step);
+void stream_write(const Graph& g, const Node& n, const Step& step);
+void stream_read(const Graph& g, const Node& n, const Step& step);
+void attention_latent(const Graph& g, const Node& n, const Step& step);
+void attention_expanded(const Graph& g, const Node& n, const Step& step);
+void attention_grouped(const Graph& g, const Node& n, const Step& step);
+void attention_masked(const Graph& g, const Node& n, const Step& step);
+void route(const Graph& g, const Node& n, const Step& step);
+void moe_ffn(const Graph& g, const Node& n, const Step& step);
+void silu_mul(const Graph& g, const Node& n, const Step& step);
+void add(const Graph& g, const Node& n, const Step& step);
+void concat(const Graph& g, const Node& n, const Step& step);
+void select_rows(const Graph& g, const Node& n, const Step& step);
+void copy(const Graph& g, const Node& n, const Step& step);
+
+// Scratch of a node; other ops take none.
+int64_t linear_workspace(const Graph& g, const Node& n);
+int64_t attention_workspace(const Graph& g, const Node& n);
+int64_t moe_workspace(const Graph& g, const Node& n);
+
+// Ok, or Unsupported: a size that the op's kernels are not made for.
+Status check_attention(const Graph& g, const Node& n);
+Status check_route(const Graph& g, const Node& n);
+Status check_moe(const Graph& g, const Node& n);
+
+// The experts of a moe_ffn as its kernels read them: bytes to be brought to the device's memory at an address that is given
+// beforehand, once for the life of the graph.
+int64_t moe_table_bytes(const ExpertSet& experts);
+void write_moe_table(const ExpertSet& experts, std::byte* to, const std::byte* device_address);
+
+}  // namespace lite::cuda

@@ -1,0 +1,285 @@
+// Running experts. The (token, k) pairs of a step are sorted by expert on the device, cut into tasks of up to kTogether
+// pairs of one expert, and every task meets that expert's weights: nothing is read back to the host.
+#include <cstring>
+
+#include "cuda/matrix.h"
+#include "ggml-lite/carver.h"
+
+namespace lite::cuda {
+
+// One network as kernels read it (FfnWeights).
+struct Network {
+  Matrix gate, up, down;
+  Vector up_bias, down_bias;
+};
+
+// Networks of the slots, then of the shared expert if there is one; and the slot of every expert, or -1.
+struct MoeTable {
+  const Network* networks;
+  const int32_t* slot_of_expert;
+};
+
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kRows = 2;  // of `down`, of one warp
+
+struct Task {
+  int32_t network, first, n;  // pairs list[first, first + n) go through this network
+};
+
+// Pair t * (K + 1) + j is token t's j-th expert, j = K the shared one. Workspace of a node, sized for the largest step:
+struct Workspace {
+  Task* tasks;
+  int32_t *n_tasks, *list;
+  float *rounded, *hidden, *result;  // [T, d]; [pairs, width]; [pairs, d]
+  int64_t bytes;
+};
+
+// The sizes of a node, and where its step is.
+struct Layer {
+  const MoeTable* table;
+  Workspace w;
+  Values<float> x, weights, y;
+  Values<int32_t> ids;
+  Live live;
+  int64_t k, slots, width;  // slots: of routed experts held here; width: of the widest hidden row
+  bool shared, gated;
+  Rounding rounding;
+
+  __host__ __device__ int64_t networks() const { return slots + (shared ? 1 : 0); }
+  __host__ __device__ int64_t pairs(int64_t tokens) const { return tokens * (k + 1); }
+  __device__ int64_t token_of(int64_t pair) const { return pair / (k + 1); }
+  // The network of a pair, or -1: not held here.
+  __device__ int32_t network_of(int64_t pair) const {
+    const int64_t t = token_of(pair), j = pair % (k + 1);
+    if (j == k) return shared ? int32_t(slots) : -1;
+    return table->slot_of_expert[ids.row(t)[j]];
+  }
+  __device__ const float* input(const Matrix& m, int64_t t) const {
+    return rounds(m) ? w.rounded + t * x.n : x.row(t);
+  }
+  __device__ bool rounds(const Matrix& m) const {
+    return rounding != Rounding::None && m.dtype == DType::F8_E4M3;
+  }
+};
+
+int64_t width_of(const ExpertSet& set) {
+  const int64_t routed = set.slots.empty() ? 0 : set.slots[0].up.shape[0];
+  return set.has_shared ? std::max(routed, set.shared.up.shape[0]) : routed;
+}
+
+// Most tasks of so many tokens: every network may have one that is not full.
+int64_t most_tasks(int64_t pairs, int64_t networks) {
+  return networks == 0 ? 0 : pairs / kTogether + std::min(pairs, networks);
+}
+
+const ExpertSet& experts_of(const Graph& g, const Node& n) {
+  return g.experts[std::get<MoeParams>(n.params).experts];
+}
+
+Workspace workspace_of(const Graph& g, const Node& n, std::byte* memory) {
+  const ExpertSet& set = experts_of(g, n);
+  const int64_t tokens = g.tensor(n.in[0]).shape[0], d = g.tensor(n.in[0]).shape[1],
+                pairs = tokens * (g.tensor(n.in[1]).shape[1] + 1),
+                networks = int64_t(set.slots.size()) + (set.has_shared ? 1 : 0);
+  Workspace w;
+  Carver carve(memory);
+  w.tasks = carve.take<Task>(most_tasks(pairs, networks));
+  w.n_tasks = carve.take<int32_t>(1);
+  w.list = carve.take<int32_t>(pairs);
+  w.rounded = carve.take<float>(std::get<MoeParams>(n.params).rounding == Rounding::None ? 0 : tokens * d);
+  w.hidden = carve.take<float>(pairs * width_of(set));
+  w.result = carve.take<float>(pairs * d);
+  w.bytes = carve.used();
+  return w;
+}
+
+// One block: each thread counts the pairs of its networks, finds where they begin, and lists them in order.
+__global__ void sort_kernel(Layer l) {
+  const int networks = int(l.networks());
+  const int64_t pairs = l.pairs(l.live.rows());
+  int32_t* count = shared_memory<int32_t>();  // [networks]
+  for (int s = thread(); s < networks; s += threads()) {
+    int32_t n = 0;
+    for (int64_t pair = 0; pair < pairs; ++pair) n += l.network_of(pair) == s;
+    count[s] = n;
+  }
+  sync_block();
+  for (int s = thread(); s < networks; s += threads()) {
+    int32_t first = 0, task = 0;
+    for (int before = 0; before < s; ++before) {
+      first += count[before];
+      task += (count[before] + kTogether - 1) / kTogether;
+    }
+    for (int32_t i = 0; i < count[s]; i += kTogether)
+      l.w.tasks[task++] = {s, first + i, min(kTogether, count[s] - i)};
+    if (s == networks - 1) *l.w.n_tasks = task;
+    for (int64_t pair = 0; pair < pairs; ++pair)
+      if (l.network_of(pair) == s) l.w.list[first++] = int32_t(pair);
+  }
+}
+
+__global__ void round_input_kernel(Layer l) {
+  const int64_t t = block_x(), first = (int64_t(block_y()) * kWarps + warp()) * kRoundGroup;
+  if (t < l.live.rows() && first < l.x.n)
+    round_group(l.rounding, l.x.row(t), l.w.rounded + t * l.x.n, first, l.x.n);
+}
+
+__global__ void round_hidden_kernel(Layer l) {
+  const int64_t pair = block_x(), first = (int64_t(block_y()) * kWarps + warp()) * kRoundGroup;
+  if (pair >= l.pairs(l.live.rows())) return;
+  const int32_t network = l.network_of(pair);
+  if (network < 0) return;
+  const Network& f = l.table->networks[network];
+  float* h = l.w.hidden + pair * l.width;
+  if (first < f.up.rows && l.rounds(f.down)) round_group(l.rounding, h, h, first, f.up.rows);
+}
+
+__device__ float activation(bool gated, float gate, float up) {
+  if (gated) return gate / (1.0f + expf(-gate)) * up;
+  return 0.5f * up * (1.0f + erff(up * 0.70710678118654752f));
+}
+
+// hidden = silu(gate x) * up x, or gelu(up x + bias): a warp has one row of the task's network.
+__global__ void hidden_kernel(Layer l) {
+  const int64_t i = int64_t(block_x()) * kWarps + warp();
+  if (block_y() >= *l.w.n_tasks) return;
+  const Task task = l.w.tasks[block_y()];
+  const Network& f = l.table->networks[task.network];
+  if (i >= f.up.rows) return;
+  const int64_t row[1] = {i};
+  const int32_t* pairs = l.w.list + task.first;
+  float gate[kTogether], up[kTogether];
+  const float* from[kTogether];
+  const auto product = [&](const Matrix& m, float(&sum)[kTogether]) {
+#pragma unroll
+    for (int t = 0; t < kTogether; ++t) from[t] = l.input(m, l.token_of(pairs[min(t, task.n - 1)]));
+    products(m, row, from, task.n, sum);
+  };
+  product(f.up, up);
+  if (l.gated) product(f.gate, gate);
+#pragma unroll
+  for (int t = 0; t < kTogether; ++t) {
+    if (lane() != t || t >= task.n) continue;
+    const float value = l.gated ? up[t] : up[t] + f.up_bias.at(i);
+    l.w.hidden[pairs[t] * l.width + i] = activation(l.gated, l.gated ? gate[t] : 0.0f, value);
+  }
+}
+
+// result = down hidden, or + bias.
+__global__ void down_kernel(Layer l) {
+  const int64_t out = (int64_t(block_x()) * kWarps + warp()) * kRows, d = l.x.n;
+  if (block_y() >= *l.w.n_tasks || out >= d) return;
+  const Task task = l.w.tasks[block_y()];
+  const Network& f = l.table->networks[task.network];
+  const int32_t* pairs = l.w.list + task.first;
+  const float* from[kTogether];
+#pragma unroll
+  for (int t = 0; t < kTogether; ++t) from[t] = l.w.hidden + pairs[min(t, task.n - 1)] * l.width;
+  int64_t row[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) row[r] = min(out + r, d - 1);
+  float sum[kRows * kTogether];
+  products(f.down, row, from, task.n, sum);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int t = 0; t < kTogether; ++t)
+      if (lane() == r * kTogether + t && t < task.n && out + r < d)
+        l.w.result[pairs[t] * d + out + r] =
+            sum[r * kTogether + t] + (l.gated ? 0.0f : f.down_bias.at(out + r));
+}
+
+// y = sum over k, in order, of w_k * result_k, then + the shared expert's.
+__global__ void sum_kernel(Layer l) {
+  const int64_t t = block_x(), i = int64_t(block_y()) * threads() + thread(), d = l.x.n;
+  if (t >= l.live.rows() || i >= d) return;
+  float sum = 0;
+  for (int64_t j = 0; j <= l.k; ++j) {
+    const int64_t pair = t * (l.k + 1) + j;
+    if (l.network_of(pair) < 0) continue;
+    const float part = l.w.result[pair * d + i];
+    sum += j < l.k ? l.weights.row(t)[j] * part : part;
+  }
+  l.y.row(t)[i] = sum;
+}
+
+Network network_of(const FfnWeights& f) {
+  return {matrix_of(f.gate), matrix_of(f.up), matrix_of(f.down), vector_of(f.up_bias),
+          vector_of(f.down_bias)};
+}
+
+}  // namespace
+
+int64_t moe_workspace(const Graph& g, const Node& n) {
+  return workspace_of(g, n, nullptr).bytes;
+}
+
+Status check_moe(const Graph& g, const Node& n) {
+  const int64_t networks = int64_t(experts_of(g, n).slots.size()) + 1,
+                most = kSharedBytes / int64_t(sizeof(int32_t));
+  if (networks > most)
+    return unsupported("moe_ffn on a GPU: ", networks - 1, " experts of one layer, expected at most ",
+                       most - 1);
+  const int64_t tokens = g.tensor(n.in[0]).shape[0], pairs = tokens * (g.tensor(n.in[1]).shape[1] + 1);
+  if (most_tasks(pairs, networks) > kGridYZ)
+    return unsupported("moe_ffn on a GPU: steps of ", tokens,
+                       " tokens are too large; try a smaller max_batch_tokens");
+  return {};
+}
+
+// The table, then the networks, then the slots.
+int64_t moe_table_bytes(const ExpertSet& set) {
+  const int64_t networks = int64_t(set.slots.size()) + 1;
+  return int64_t(sizeof(MoeTable)) + networks * int64_t(sizeof(Network)) +
+         int64_t(set.slot_of_expert.size() * sizeof(int32_t));
+}
+
+void write_moe_table(const ExpertSet& set, std::byte* to, const std::byte* device_address) {
+  const size_t networks = sizeof(MoeTable), slots = networks + (set.slots.size() + 1) * sizeof(Network);
+  const MoeTable table = {reinterpret_cast<const Network*>(device_address + networks),
+                          reinterpret_cast<const int32_t*>(device_address + slots)};
+  std::memcpy(to, &table, sizeof table);
+  std::byte* at = to + networks;
+  for (const FfnWeights& f : set.slots) {
+    const Network network = network_of(f);
+    std::memcpy(at, &network, sizeof network);
+    at += sizeof network;
+  }
+  const Network shared = set.has_shared ? network_of(set.shared) : Network{};
+  std::memcpy(at, &shared, sizeof shared);
+  if (!set.slot_of_expert.empty())
+    std::memcpy(to + slots, set.slot_of_expert.data(), set.slot_of_expert.size() * sizeof(int32_t));
+}
+
+void moe_ffn(const Graph& g, const Node& n, const Step& step) {
+  const ExpertSet& set = experts_of(g, n);
+  Layer l = {};
+  l.table = step.moe;
+  l.w = workspace_of(g, n, g.tensor(n.workspace).data);
+  l.x = values_of<float>(g.tensor(n.in[0]));
+  l.ids = values_of<int32_t>(g.tensor(n.in[1]));
+  l.weights = values_of<float>(g.tensor(n.in[2]));
+  l.y = values_of<float>(g.tensor(n.out[0]));
+  l.live = live_rows(g, n, n.in[0], step);
+  l.k = l.ids.n;
+  l.slots = int64_t(set.slots.size());
+  l.width = width_of(set);
+  l.shared = set.has_shared;
+  l.gated = set.activation == Activation::SwiGlu;
+  l.rounding = std::get<MoeParams>(n.params).rounding;
+
+  const int64_t d = l.x.n, pairs = l.pairs(l.live.most), tasks = most_tasks(pairs, l.networks());
+  launch(sort_kernel, {}, kThreads, l.networks() * int64_t(sizeof(int32_t)), step.stream, l);
+  if (l.rounding != Rounding::None)
+    launch(round_input_kernel, {l.live.most, ceil_div(d, kWarps * kRoundGroup)}, kThreads, 0, step.stream, l);
+  launch(hidden_kernel, {ceil_div(l.width, kWarps), tasks}, kThreads, 0, step.stream, l);
+  if (l.rounding != Rounding::None)
+    launch(round_hidden_kernel, {pairs, ceil_div(l.width, kWarps * kRoundGroup)}, kThreads, 0, step.stream,
+           l);
+  launch(down_kernel, {ceil_div(d, kWarps * kRows), tasks}, kThreads, 0, step.stream, l);
+  launch(sum_kernel, {l.live.most, ceil_div(d, kThreads)}, kThreads, 0, step.stream, l);
+}
+
+}  // namespace lite::cuda

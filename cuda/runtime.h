@@ -1,0 +1,51 @@
+// The few calls of the CUDA runtime that the backend makes. runtime.cpp has them over the CUDA runtime; tests/cuda_host has
+// a twin of them on the host's processor, for machines without a GPU.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ggml-lite/backend.h"
+#include "ggml-lite/status.h"
+
+namespace lite::cuda {
+
+struct DeviceInfo {
+  std::string name;
+  int major = 0, minor = 0;  // compute capability
+  int64_t memory = 0;        // bytes
+};
+
+// Device: there is no GPU, or its driver cannot be used; with the driver's reason. NotFound: not that many GPUs.
+Result<DeviceInfo> device_info(int device);
+
+Result<Buffer> allocate(int device, int64_t bytes);  // zeroed; OutOfMemory with the bytes free
+// Zeroed memory of the host that every GPU reads and writes at the same address.
+Result<Buffer> allocate_pinned(int device, int64_t bytes);
+// Returns when done; either side may be this device's memory or the host's.
+Status copy(int device, std::byte* to, const std::byte* from, int64_t bytes);
+
+// What has been recorded on a stream, ready to be run any number of times.
+using Recording = std::shared_ptr<void>;
+
+// Work of one device, done in the order in which it was given. launch() of device.h adds kernels.
+class Stream {
+ public:
+  static Result<Stream> create(int device);
+
+  // Between the two, what is given to the stream is recorded instead of run.
+  Status begin_recording();
+  Result<Recording> end_recording();
+
+  Status replay(const Recording& recording);  // returns at once
+  Status wait();                              // for everything given so far
+  void* handle() const { return handle_.get(); }
+
+ private:
+  Stream(int device, std::shared_ptr<void> handle) : device_(device), handle_(std::move(handle)) {}
+
+  int device_;
+  std::shared_ptr<void> handle_;
+};
+
+}  // namespace lite::cuda

@@ -1,0 +1,71 @@
+#include "ggml-lite/device_weights.h"
+
+namespace lite {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+
+// Bytes from the first element to the end of the last, and of the grid of scales.
+int64_t data_bytes(const Tensor& t) {
+  int64_t bytes = size_of(t.dtype);
+  for (int i = 0; i < t.rank; ++i) bytes += (t.shape[i] - 1) * t.stride[i];
+  return bytes;
+}
+int64_t scale_bytes(const Tensor& t) {
+  const Scale& s = t.scale;
+  const int64_t last_row = (s.row0 + t.shape[0] - 1) / s.block_rows,
+                last_col = (s.col0 + t.shape[1] - 1) / s.block_cols;
+  return last_row * s.row_stride + (last_col + 1) * size_of(s.dtype);
+}
+
+// Calls use(tensor) for every weight that `device` reads.
+template <class Use>
+void each_weight(Graph* g, int device, Use&& use) {
+  for (Value& v : g->values)
+    if (v.device == device && g->storages[v.storage].kind == Kind::Weight) use(&v.tensor);
+  for (const Node& n : g->nodes) {
+    if (n.op != Op::MoeFfn || n.device != device) continue;
+    ExpertSet& set = g->experts[std::get<MoeParams>(n.params).experts];
+    const auto network = [&](FfnWeights* f) {
+      for (Tensor* t : {&f->gate, &f->up, &f->down, &f->up_bias, &f->down_bias})
+        if (t->data) use(t);
+    };
+    for (FfnWeights& f : set.slots) network(&f);
+    if (set.has_shared) network(&set.shared);
+  }
+}
+
+}  // namespace
+
+Status DeviceWeights::upload(Graph* graph, std::span<Backend* const> backends) {
+  const std::lock_guard lock(mutex_);
+  for (int device = 1; device < int(backends.size()); ++device) {
+    std::map<Key, int64_t> missing;  // -> its place
+    int64_t bytes = 0;
+    const auto want = [&](const std::byte* data, int64_t size) {
+      const Key key{device, data, size};
+      if (copies_.contains(key) || !missing.try_emplace(key, bytes).second) return;
+      bytes = round_up(bytes + size, kAlignment);
+    };
+    each_weight(graph, device, [&](Tensor* t) {
+      want(t->data, data_bytes(*t));
+      if (t->scale.data) want(t->scale.data, scale_bytes(*t));
+    });
+    if (!missing.empty()) {
+      LITE_ASSIGN(Buffer memory, backends[device]->allocate(bytes));
+      for (const auto& [key, place] : missing) {
+        const auto& [_, data, size] = key;
+        LITE_TRY(backends[device]->copy(memory.get() + place, data, size));
+      }
+      for (const auto& [key, place] : missing) copies_[key] = memory.get() + place;
+      memory_.push_back(std::move(memory));
+    }
+    each_weight(graph, device, [&](Tensor* t) {
+      if (t->scale.data) t->scale.data = copies_.at({device, t->scale.data, scale_bytes(*t)});
+      t->data = copies_.at({device, t->data, data_bytes(*t)});
+    });
+  }
+  return {};
+}
+
+}  // namespace lite

@@ -1,0 +1,111 @@
+// The twin of cuda/device.h for compilers of the host: the same functions, by which kernels run on a processor. A block's
+// threads are fibers (block.h). It is test equipment: slow, strict, and without a GPU.
+//
+// Stricter than a GPU: shared memory begins as NaNs and ends at the asked byte, wide loads must be aligned, every thread of a
+// block must come to a barrier and every lane of a warp to the same exchange; else the process ends with a message.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "ggml-lite/dtype.h"
+#include "tests/cuda_host/block.h"
+#include "tests/cuda_host/queue.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __restrict__
+
+namespace lite::cuda {
+
+using std::max;  // of the language there
+using std::min;
+
+inline int block_x() {
+  return host::here.block[0];
+}
+inline int block_y() {
+  return host::here.block[1];
+}
+inline int block_z() {
+  return host::here.block[2];
+}
+inline int thread() {
+  return host::here.thread;
+}
+inline int threads() {
+  return host::here.threads;
+}
+template <class T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(host::here.shared);
+}
+
+inline void sync_block() {
+  host::meet_block();
+}
+template <class T>
+T shuffle_xor(T value, int mask) {
+  static_assert(sizeof(T) == sizeof(float));
+  float bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const host::Lane* lanes = host::meet_warp(&bits, 1, host::Exchange::Shuffle);
+  std::memcpy(&value, lanes[(thread() % kWarp) ^ mask].value, sizeof bits);
+  return value;
+}
+template <int n>
+void warp_sum(float (&value)[n]) {
+  static_assert(n <= host::Lane::kMost);
+  std::memcpy(value, host::meet_warp(value, n, host::Exchange::Sum)[0].value, sizeof value);
+}
+
+inline float f32_of_bf16(uint16_t bits) {
+  return f32_from_bf16(bits);
+}
+inline float f32_of_f16(uint16_t bits) {
+  return f32_from_f16(bits);
+}
+inline float f32_of_e4m3(uint8_t code) {
+  return f32_from_f8(code);
+}
+inline uint16_t bf16_of(float value) {
+  return bf16_from_f32(value);
+}
+inline uint16_t f16_of(float value) {
+  return f16_from_f32(value);
+}
+inline uint8_t e4m3_of(float value) {
+  return f8_from_f32(value);
+}
+inline void f32_of_e4m3x4(uint32_t codes, float* to) {
+  for (int i = 0; i < 4; ++i) to[i] = f32_from_f8(uint8_t(codes >> 8 * i));
+}
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float f32_of_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline Words4 load16(const void* at) {
+  if (reinterpret_cast<uintptr_t>(at) % 16 != 0)
+    host::fail("a load of 16 bytes at an address that is no multiple of 16");
+  Words4 words;
+  std::memcpy(&words, at, sizeof words);
+  return words;
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream& stream, const A&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  host::queue_of(stream).give(
+      [=] { host::run_grid(grid.x, grid.y, grid.z, threads, shared, [&] { kernel(P(args)...); }); });
+}
+
+}  // namespace lite::cuda

@@ -1,0 +1,55 @@
+// The twin of cuda/runtime.cpp: two GPUs whose memory is the host's.
+#include "cuda/runtime.h"
+
+#include <cstring>
+
+#include "ggml-lite/host.h"
+#include "ggml-lite/machine.h"
+#include "tests/cuda_host/queue.h"
+
+namespace lite::cuda {
+
+constexpr int kDevices = 2;
+
+Result<DeviceInfo> device_info(int device) {
+  if (device < 0 || device >= kDevices)
+    return not_found("GPU ", device, ": this machine has ", kDevices, ", numbered from 0");
+  return DeviceInfo{"the host's processor", 8, 0, memory_limit()};
+}
+
+Result<Buffer> allocate(int, int64_t bytes) {
+  return allocate_host(bytes);
+}
+Result<Buffer> allocate_pinned(int, int64_t bytes) {
+  return allocate_host(bytes);
+}
+Status copy(int, std::byte* to, const std::byte* from, int64_t bytes) {
+  std::memcpy(to, from, size_t(bytes));
+  return {};
+}
+
+Result<Stream> Stream::create(int device) {
+  return Stream(device, std::make_shared<host::Queue>());
+}
+
+using Recorded = std::vector<host::Work>;
+
+Status Stream::begin_recording() {
+  host::queue_of(*this).begin_recording();
+  return {};
+}
+Result<Recording> Stream::end_recording() {
+  return Recording(std::make_shared<Recorded>(host::queue_of(*this).end_recording()));
+}
+Status Stream::replay(const Recording& recording) {
+  host::queue_of(*this).give([recording] {
+    for (const host::Work& work : *static_cast<const Recorded*>(recording.get())) work();
+  });
+  return {};
+}
+Status Stream::wait() {
+  host::queue_of(*this).wait();
+  return {};
+}
+
+}  // namespace lite::cuda

@@ -1,0 +1,131 @@
+// The twin of cuda/device.h that runs kernels on the host (tests/cuda_host), and weights in the memory of devices.
+#include "cuda/device.h"
+#include "ggml-lite/device_weights.h"
+#include "tests/unit/support.h"
+
+using namespace lite;
+
+namespace {
+
+constexpr int kThreads = 96;
+
+// Every thread leaves its number, then reads that of the thread opposite; block (x, y, z) has its own row.
+__global__ void reverse(int* out, int x, int y) {
+  int* const place = cuda::shared_memory<int>();
+  place[cuda::thread()] = cuda::thread();
+  cuda::sync_block();
+  const int row = (cuda::block_z() * y + cuda::block_y()) * x + cuda::block_x();
+  out[row * kThreads + cuda::thread()] = place[cuda::threads() - 1 - cuda::thread()] + row;
+}
+
+// Lanes that arrive at different times: the higher, the more exchanges of its own warp lie behind it.
+__global__ void exchange(float* sums, int* partners) {
+  const int lane = cuda::thread() % cuda::kWarp, warp = cuda::thread() / cuda::kWarp;
+  float value[2] = {float(lane), 1};
+  for (int i = 0; i <= warp; ++i) cuda::warp_sum(value);
+  sums[cuda::thread()] = value[0];
+  partners[cuda::thread()] = cuda::shuffle_xor(cuda::thread(), 5);
+  cuda::sync_block();
+  sums[cuda::thread()] += value[1];
+}
+
+__global__ void add_one(int* value) {
+  *value += cuda::thread() == 0;
+}
+
+cuda::Stream make_stream() {
+  auto stream = cuda::Stream::create(0);
+  REQUIRE(stream.ok());
+  return *stream;
+}
+
+}  // namespace
+
+TEST_CASE("kernels on the host: blocks, barriers, shared memory") {
+  cuda::Stream stream = make_stream();
+  std::vector<int> out(2 * 3 * 2 * kThreads);
+  cuda::launch(reverse, {2, 3, 2}, kThreads, kThreads * 4, stream, out.data(), 2, 3);
+  CHECK(stream.wait().ok());
+  for (int row = 0; row < 12; ++row)
+    for (int i = 0; i < kThreads; ++i) REQUIRE(out[row * kThreads + i] == kThreads - 1 - i + row);
+}
+
+TEST_CASE("kernels on the host: exchanges of a warp") {
+  cuda::Stream stream = make_stream();
+  std::vector<float> sums(kThreads);
+  std::vector<int> partners(kThreads);
+  cuda::launch(exchange, {}, kThreads, 0, stream, sums.data(), partners.data());
+  CHECK(stream.wait().ok());
+  for (int i = 0; i < kThreads; ++i) {
+    const int more = i / 32;  // sums of equal values
+    CHECK(sums[i] == float(std::pow(32, more) * (31 * 32 / 2) + std::pow(32, more + 1)));
+    CHECK(partners[i] == (i ^ 5));
+  }
+}
+
+TEST_CASE("kernels on the host: what is recorded runs when it is replayed, in order") {
+  cuda::Stream stream = make_stream();
+  int value = 0;
+  REQUIRE(stream.begin_recording().ok());
+  for (int i = 0; i < 3; ++i) cuda::launch(add_one, {5}, 32, 0, stream, &value);
+  const auto recording = stream.end_recording();
+  REQUIRE(recording.ok());
+  CHECK(stream.wait().ok());
+  CHECK(value == 0);
+  for (int i = 0; i < 2; ++i) CHECK(stream.replay(*recording).ok());
+  CHECK(stream.wait().ok());
+  CHECK(value == 30);
+}
+
+TEST_CASE("device weights: what another device reads is copied there once, with its scales") {
+  test::Rng rng(60);
+  const test::Weight table = test::make_weight(rng, 10, 64),
+                     matrix = test::make_weight(
+                         rng, 130, 64,
+                         {.dtype = DType::F8_E4M3, .scales = test::Scales::F32, .row0 = 5, .col0 = 16}),
+                     expert = test::make_weight(rng, 64, 64, {.dtype = DType::BF16});
+  const std::unique_ptr<Backend> owned[] = {make_ref_backend(1), make_ref_backend(1)};
+  Backend* const backends[] = {owned[0].get(), owned[1].get()};
+  DeviceWeights weights;
+  struct Built {
+    Graph graph;
+    Var table, matrix;
+  };
+  const auto build = [&](Built* g) {
+    Builder b(&g->graph);
+    const StepInputs in = b.step_inputs({.tokens = 2, .sequences = 1, .blocks = 1, .outputs = 1});
+    const Var x = b.embed(g->table = b.weight(table.tensor), in.ids);
+    b.set_device(1);
+    b.linear(x, g->matrix = b.weight(matrix.tensor));
+    ExpertSet set;
+    set.slot_of_expert = {0};
+    set.slots = {{expert.tensor, expert.tensor, expert.tensor, {}, {}}};
+    const auto [ids, scores] = b.route(b.linear(x, b.weight(table.tensor)), Var::none(),
+                                       {Scoring::Softmax, GroupScore::None, 1, 1, 1, false, 1});
+    b.moe_ffn(x, ids, scores, set, Rounding::None);
+    REQUIRE_MESSAGE(b.status().ok(), b.status().message());
+    REQUIRE(weights.upload(&g->graph, backends).ok());
+  };
+  Built first, second;
+  build(&first);
+  build(&second);
+
+  CHECK(first.graph.tensor(first.table).data == table.tensor.data);  // the host's stays
+  const auto same = [](const Tensor& copy, const Tensor& original) {
+    CHECK(copy.data != original.data);
+    std::vector<float> a(copy.shape[1]), b(copy.shape[1]);
+    for (int64_t i = 0; i < copy.shape[0]; ++i) {
+      decode_row(copy, i, a.data());
+      decode_row(original, i, b.data());
+      REQUIRE(a == b);
+    }
+  };
+  const Tensor& copy = first.graph.tensor(first.matrix);
+  same(copy, matrix.tensor);
+  CHECK(copy.scale.data != matrix.tensor.scale.data);
+  for (const Tensor& t : {first.graph.experts[0].slots[0].gate, first.graph.experts[0].slots[0].down})
+    same(t, expert.tensor);
+  CHECK(second.graph.tensor(second.matrix).data == copy.data);
+  CHECK(second.graph.tensor(second.matrix).scale.data == copy.scale.data);
+  CHECK(second.graph.experts[0].slots[0].up.data == first.graph.experts[0].slots[0].gate.data);
+}
