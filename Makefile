@@ -9,7 +9,7 @@ JOBS ?= $(shell nproc)
 CMAKE_BUILD = cmake --build $(1) -j $(JOBS)
 
 CUDA ?= OFF
-CUDA_OPTIONS = -DDSV3_CUDA=$(CUDA) $(if $(ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES="$(ARCHITECTURES)")
+ARCHITECTURE_OPTION = $(if $(ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES="$(ARCHITECTURES)")
 
 all: release
 
@@ -20,7 +20,7 @@ release: configure
 	$(call CMAKE_BUILD,build/release)
 
 configure:
-	@cmake -S . -B build/release $(CUDA_OPTIONS) -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin \
+	@cmake -S . -B build/release -DDSV3_CUDA=$(CUDA) $(ARCHITECTURE_OPTION) -DCMAKE_RUNTIME_OUTPUT_DIRECTORY=$(CURDIR)/build/bin \
 	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/lib
 
 PREFIX ?= /usr/local
@@ -29,7 +29,7 @@ install: release
 
 # What nvcc makes of cuda/: nothing else of the build depends on it, and tests run the same sources on the host.
 cuda-kernels:
-	cmake -S . -B build/cuda $(CUDA_OPTIONS) -DDSV3_CUDA=ON -DDSV3_TESTS=OFF
+	cmake -S . -B build/cuda -DDSV3_CUDA=ON $(ARCHITECTURE_OPTION) -DDSV3_TESTS=OFF
 	$(call CMAKE_BUILD,build/cuda) --target dsv3_cuda
 
 # The same sources by another compiler, every warning an error, under the address and undefined-behaviour sanitizers.

@@ -39,6 +39,7 @@ class Stream {
 
   Status replay(const Recording& recording);  // returns at once
   Status wait();                              // for everything given so far
+  int device() const { return device_; }
   void* handle() const { return handle_.get(); }
 
  private:

@@ -52,13 +52,15 @@ Status DeviceWeights::upload(Graph* graph, std::span<Backend* const> backends) {
       if (t->scale.data) want(t->scale.data, scale_bytes(*t));
     });
     if (!missing.empty()) {
-      LITE_ASSIGN(Buffer memory, backends[device]->allocate(bytes));
+      const std::string context = str("bring ", bytes, " bytes of weights to ", backends[device]->name());
+      auto memory = backends[device]->allocate(bytes);
+      if (!memory.ok()) return memory.status().in(context);
       for (const auto& [key, place] : missing) {
         const auto& [_, data, size] = key;
-        LITE_TRY(backends[device]->copy(memory.get() + place, data, size));
+        LITE_TRY(backends[device]->copy(memory->get() + place, data, size).in(context));
       }
-      for (const auto& [key, place] : missing) copies_[key] = memory.get() + place;
-      memory_.push_back(std::move(memory));
+      for (const auto& [key, place] : missing) copies_[key] = memory->get() + place;
+      memory_.push_back(std::move(*memory));
     }
     each_weight(graph, device, [&](Tensor* t) {
       if (t->scale.data) t->scale.data = copies_.at({device, t->scale.data, scale_bytes(*t)});
