@@ -183,7 +183,7 @@ class Pack:
             sections[self.take_name(name_offset, name_bytes)] = self.files[0].bytes[offset:end]
         return sections
 
-    def files(self):
+    def checkpoint_files(self):
         """The checkpoint's files by their paths in its folder."""
         folder = "additional_chat_templates"
         return {name.replace(f"{folder}:", f"{folder}/", 1) if name.startswith(f"{folder}:") else name: content

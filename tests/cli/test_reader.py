@@ -30,9 +30,9 @@ class Reader(Case):
         self.assertEqual(pack.damaged(), [])
         self.assertEqual(pack.json["config"]["model_type"], json.loads((folder / "config.json").read_text())["model_type"])
         self.assertTrue(json.loads(pack.sections["provenance.json"]))
-        for path, content in pack.files().items():
+        for path, content in pack.checkpoint_files().items():
             self.assertTrue(content == (folder / path).read_bytes(), path)
-        self.assertIn("config.json", pack.files())
+        self.assertIn("config.json", pack.checkpoint_files())
 
     def test_named_templates(self):
         folder = TEMP / "named-templates"
@@ -42,7 +42,7 @@ class Reader(Case):
         for path, content in templates.items():
             (folder / path).write_bytes(content)
         pack = Pack(packed(folder))
-        self.assertEqual({path: content for path, content in pack.files().items() if "/" in path}, templates)
+        self.assertEqual({path: content for path, content in pack.checkpoint_files().items() if "/" in path}, templates)
         self.compare(Checkpoint(folder).tensors, folder, pack)
 
     def test_a_split_model(self):
