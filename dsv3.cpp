@@ -6,6 +6,7 @@
 #include "api/device.h"
 #include "api/handles.h"
 #include "ggml-lite/machine.h"
+#include "text/generation_config.h"
 #include "version.h"
 
 using namespace dsv3::api;
@@ -13,7 +14,6 @@ using dsv3::Config;
 using dsv3::Result;
 using dsv3::Status;
 using lite::Code;
-using lite::Json;
 
 namespace {
 thread_local std::string last_error;
@@ -96,34 +96,15 @@ const char* dsv3_version(void) {
 
 namespace {
 
-// generation_config.json: end tokens, and how to sample. do_sample without a temperature means 1; what the
-// file does not name is left open, as the released models' own servers do.
-Status read_generation_config(dsv3_model* m) {
+// End tokens of config.json and generation_config.json, and how to sample.
+Status read_generation(dsv3_model* m) {
   for (const int64_t id : m->model->config().eos_token_id) m->end_ids.push_back(int32_t(id));
   const std::string_view* text = m->model->file().section("generation_config.json");
   if (!text) return {};
-  LITE_ASSIGN(const Json json, Json::parse(*text, "generation_config.json"));
-  if (const Json* eos = json.find("eos_token_id")) {
-    const auto add = [m](const Json& id) {
-      if (id.integer() && *id.integer() >= 0 && *id.integer() <= INT32_MAX)
-        m->end_ids.push_back(int32_t(*id.integer()));
-    };
-    add(*eos);
-    if (const Json::Array* ids = eos->array())
-      for (const Json& id : *ids) add(id);
-  }
-  if (const Json* v = json.find("repetition_penalty")) v->number(&m->sampling.repetition_penalty);
-  const Json* do_sample = json.find("do_sample");
-  if (!do_sample || !do_sample->boolean() || !*do_sample->boolean())
-    return m->sampling.check().in("read generation_config.json");
-  m->sampling.temperature = 1;
-  if (const Json* v = json.find("temperature")) v->number(&m->sampling.temperature);
-  if (const Json* v = json.find("top_p")) v->number(&m->sampling.top_p);
-  if (const Json* v = json.find("min_p")) v->number(&m->sampling.min_p);
-  if (const Json* v = json.find("typical_p")) v->number(&m->sampling.typical_p);
-  if (const Json* v = json.find("top_k"); v && v->integer())
-    m->sampling.top_k = int32_t(std::clamp<int64_t>(*v->integer(), 0, INT32_MAX));
-  return m->sampling.check().in("read generation_config.json");
+  LITE_ASSIGN(const dsv3::GenerationConfig read, dsv3::read_generation_config(*text));
+  m->end_ids.insert(m->end_ids.end(), read.end_ids.begin(), read.end_ids.end());
+  m->sampling = read.sampling;
+  return {};
 }
 
 }  // namespace
@@ -140,8 +121,7 @@ dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options,
     m->log_user = o.log_user;
     LITE_ASSIGN(m->model, dsv3::Model::open(path));
     m->id = m->model->file().model_id();
-    const auto generation = read_generation_config(m.get());
-    if (!generation.ok()) return generation.in(lite::str("open ", path));
+    LITE_TRY(read_generation(m.get()).in(lite::str("open ", path)));
     if (o.verify) LITE_TRY(m->model->file().verify(progress_function(o.progress, o.progress_user)));
     *model = m.release();
     return {};

@@ -285,7 +285,7 @@ DSV3_API void dsv3_output_free(dsv3_output* output);
 DSV3_API dsv3_status dsv3_output_add(dsv3_output* output, const char* text, size_t n_bytes);
 /* No more text comes: gives what was held back. */
 DSV3_API dsv3_status dsv3_output_finish(dsv3_output* output);
-/* 1 and the next event, or 0. */
+/* 1 and the next event, or 0. Also 0, with dsv3_last_error(), for null or a wrong struct_size. */
 DSV3_API int dsv3_output_next(dsv3_output* output, dsv3_output_event* event);
 
 /* ---- session --------------------------------------------------------------------------------------------- */
@@ -490,9 +490,9 @@ DSV3_API dsv3_status dsv3_seq_fork(dsv3_session* session, int32_t from, int32_t 
 
 /* ---- saved sessions -------------------------------------------------------------------------------------- */
 
-/* All sequences of a session as bytes: ids and cached rows, bound to the model's id and to the options that decide
- * their values (attention, gemm, kv, mtp), with a checksum; docs/format.md has the layout. A session that loads them
- * goes on with the very same bits. Logits are not saved: truncate by one token and evaluate it again. Sequences that
+/* All sequences of a session as bytes: ids and cached rows, with a checksum; docs/format.md has the layout. They are
+ * bound to what decides bits: the model's id, the model's backend and instruction-set path, and the session's options
+ * exact, attention, gemm, kv and mtp. A session that loads them goes on with the very same bits. Logits are not saved: truncate by one token and evaluate it again. Sequences that
  * shared rows share them no more.
  *
  * *n_bytes becomes the size; `bytes` is written if `capacity` is at least that, and may be null if it is 0. The size
@@ -502,7 +502,8 @@ DSV3_API dsv3_status dsv3_session_save(const dsv3_session* session, void* bytes,
 
 /* Replaces all sequences. The session may have another context, max_seqs, batch size and number of threads than the
  * saved one. Nothing in the bytes is trusted. Errors, which change nothing: CORRUPT, UNSUPPORTED (version),
- * INVALID_ARGUMENT (another model or options; too many sequences, or too long, for this session). One thread. */
+ * INVALID_ARGUMENT (another model, backend, instruction-set path or options; too many sequences, or too long, for this
+ * session). One thread. */
 DSV3_API dsv3_status dsv3_session_load(dsv3_session* session, const void* bytes, size_t n_bytes);
 
 /* The same to and from a file. Saving writes a new file, readable by its owner only, that takes the name at the end;
@@ -538,7 +539,7 @@ typedef struct dsv3_sampling {
   double frequency_penalty; /* for every time that it has the token: subtracted; may be negative */
   int32_t
       penalty_window;   /* penalties look at so many last tokens of the sequence, the prompt's too; 0: all */
-  int32_t n_logit_bias; /* entries of logit_bias */
+  int32_t n_logit_bias; /* entries of logit_bias, at most vocab_size */
   const dsv3_logit_bias* logit_bias; /* added to the tokens' logits; -1e6..1e6 */
 } dsv3_sampling;
 
@@ -621,7 +622,8 @@ DSV3_API void dsv3_meter_free(dsv3_meter* meter);
 
 /* The load-balancing loss of router logits, as transformers computes it: n_experts * sum over experts of (share of rows
  * that choose it) * (mean of its softmax), over all rows of all layers; n_experts_per_token when perfectly balanced.
- * logits: n_layers pointers to [n_rows, n_experts]; mask [n_rows]: rows with 0 do not count; null: all do. Any thread. */
+ * logits: n_layers pointers to [n_rows, n_experts]; mask [n_rows]: rows with 0 do not count; null: all do. NaN
+ * when no row counts or a logit is not finite. Any thread. */
 DSV3_API dsv3_status dsv3_load_balancing_loss(const float* const* logits, int32_t n_layers, int32_t n_rows,
                                               int32_t n_experts, int32_t n_experts_per_token,
                                               const uint8_t* mask, double* loss);

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "ggml-lite/file.h"
+#include "model/sections.h"
 
 namespace dsv3::api {
 
@@ -23,7 +24,7 @@ Tokenizer::Files CheckpointFiles::reader() {
 }
 
 const std::string_view* CheckpointFiles::find(std::string_view name) {
-  if (packed_) return packed_->section(name);
+  if (packed_) return checkpoint_file(*packed_, name);
   const auto [it, fresh] = read_.try_emplace(std::string(name));
   Text& text = it->second;
   if (fresh) {

@@ -55,6 +55,8 @@ dsv3_status dsv3_load_balancing_loss(const float* const* logits, int32_t n_layer
       return lite::invalid_argument("dsv3_load_balancing_loss: got ", n_layers, " layers, ", n_rows,
                                     " rows, ", n_experts_per_token, " of ", n_experts,
                                     " experts, expected at least 1 of each");
+    for (int32_t i = 0; i < n_layers; ++i)
+      if (!logits[i]) return null_argument("dsv3_load_balancing_loss", "logits[i]");
     *loss =
         dsv3::load_balancing_loss({logits, size_t(n_layers)}, n_rows, n_experts, n_experts_per_token, mask);
     return {};

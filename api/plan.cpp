@@ -148,7 +148,8 @@ Result<std::string> make_plan(const std::string& path, const dsv3_plan_options& 
   m.device = planning_device(gpus);
   session.struct_size = sizeof session;
   LITE_ASSIGN(const dsv3::SessionOptions options, session_options(m, &session));
-  LITE_ASSIGN(const dsv3::SessionPlan plan, dsv3::Session::plan(*m.model, options));
+  LITE_ASSIGN(const auto planned, dsv3::Session::plan(*m.model, options));
+  const dsv3::SessionPlan& plan = planned->layout();
   const int64_t on_host = plan.memory[0].total();
   if (o.host_memory && on_host > o.host_memory)
     return lite::out_of_memory("plan ", path, ": the host's part takes ", on_host, " bytes, ",

@@ -10,22 +10,20 @@ int32_t dsv3_seq_length(const dsv3_session* session, int32_t seq) {
   return int32_t(session->session->sequences().length(seq));
 }
 
+static Status truncate(const char* function, dsv3_session* session, int32_t seq, int32_t length) {
+  if (!session) return null_argument(function, "session");
+  LITE_TRY(in_range(function, "sequence", seq, 0, session->session->options().max_seqs - 1));
+  LITE_TRY(in_range(function, "length", length, 0, dsv3_seq_length(session, seq)));
+  session->session->sequences().resize(seq, length);
+  return {};
+}
+
 dsv3_status dsv3_seq_truncate(dsv3_session* session, int32_t seq, int32_t length) {
-  return call([&]() -> Status {
-    if (!session) return null_argument("dsv3_seq_truncate", "session");
-    const int32_t now = dsv3_seq_length(session, seq);
-    if (now < 0)
-      return lite::invalid_argument("dsv3_seq_truncate: got sequence ", seq, ", expected 0..",
-                                    session->session->options().max_seqs - 1);
-    if (length < 0 || length > now)
-      return lite::invalid_argument("dsv3_seq_truncate: got length ", length, ", expected 0..", now);
-    session->session->sequences().resize(seq, length);
-    return {};
-  });
+  return call([&] { return truncate("dsv3_seq_truncate", session, seq, length); });
 }
 
 dsv3_status dsv3_seq_free(dsv3_session* session, int32_t seq) {
-  return dsv3_seq_truncate(session, seq, 0);
+  return call([&] { return truncate("dsv3_seq_free", session, seq, 0); });
 }
 
 const int32_t* dsv3_seq_tokens(const dsv3_session* session, int32_t seq) {

@@ -117,8 +117,8 @@ dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_options* o
     if (!model) return null_argument("dsv3_session_memory", "model");
     if (!memory) return null_argument("dsv3_session_memory", "memory");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
-    LITE_ASSIGN(const dsv3::SessionPlan plan, dsv3::Session::plan(*model->model, o));
-    return write_struct("dsv3_memory", memory_of(*model->model, plan), memory);
+    LITE_ASSIGN(const auto planned, dsv3::Session::plan(*model->model, o));
+    return write_struct("dsv3_memory", memory_of(*model->model, planned->layout()), memory);
   });
 }
 
@@ -127,7 +127,10 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
     if (!model) return null_argument("dsv3_session_new", "model");
     if (!session) return null_argument("dsv3_session_new", "session");
     LITE_ASSIGN(const dsv3::SessionOptions o, session_options(*model, options));
-    LITE_ASSIGN(const dsv3::SessionPlan plan, dsv3::Session::plan(*model->model, o));
+    auto s = std::make_unique<dsv3_session>();
+    s->owner = model;
+    LITE_ASSIGN(s->session, dsv3::Session::plan(*model->model, o));
+    const dsv3::SessionPlan& plan = s->session->layout();
     const dsv3::MemoryUse& use = plan.memory[0];
     const int64_t machine = lite::memory_limit();
     const std::string numbers = memory_text(plan) + "; this machine has " + gib(machine);
@@ -140,9 +143,7 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
                       "; weights will be read from the disk again and again",
                   DSV3_LOG_WARNING);
     if (plan.memory.size() > 1) model->info(memory_text(plan), DSV3_LOG_INFO);
-    auto s = std::make_unique<dsv3_session>();
-    s->owner = model;
-    LITE_ASSIGN(s->session, dsv3::Session::create(*model->model, o));
+    LITE_TRY(s->session->allocate());
     const size_t vocab = size_t(model->model->config().vocab_size);
     s->masked.resize(vocab);
     s->scratch.order.reserve(vocab);
@@ -262,12 +263,14 @@ double one_if_zero(double value) {
 }
 
 // `logit_bias` keeps what the result points to.
-Result<dsv3::Sampling> sampling_of(const dsv3_sampling* given, std::vector<dsv3::LogitBias>* logit_bias) {
+Result<dsv3::Sampling> sampling_of(const dsv3_sampling* given, int64_t vocab_size,
+                                   std::vector<dsv3::LogitBias>* logit_bias) {
   dsv3_sampling o;
   LITE_TRY(read_options("dsv3_sampling", given, &o));
-  if (o.n_logit_bias < 0 || (o.n_logit_bias > 0 && !o.logit_bias))
-    return lite::invalid_argument("dsv3_sampling: n_logit_bias is ", o.n_logit_bias, " and logit_bias is ",
-                                  o.logit_bias ? "not null" : "null");
+  LITE_TRY(in_range("dsv3_sampling", "n_logit_bias", o.n_logit_bias, 0, vocab_size));
+  if (o.n_logit_bias > 0 && !o.logit_bias)
+    return lite::invalid_argument("dsv3_sampling: n_logit_bias is ", o.n_logit_bias,
+                                  " and logit_bias is null");
   logit_bias->clear();
   for (int32_t k = 0; k < o.n_logit_bias; ++k)
     logit_bias->push_back({o.logit_bias[k].token, o.logit_bias[k].bias});
@@ -297,7 +300,7 @@ dsv3_status dsv3_sample(dsv3_session* session, int32_t i, const dsv3_sampling* s
           "dsv3_sample: the model's head is not a language model's; its logits name no tokens");
     dsv3::Sampling s = session->owner->sampling;
     if (sampling) {
-      LITE_ASSIGN(s, sampling_of(sampling, &session->logit_bias));
+      LITE_ASSIGN(s, sampling_of(sampling, int64_t(session->masked.size()), &session->logit_bias));
     }
     LITE_TRY(s.check());
     const float* logits = nullptr;

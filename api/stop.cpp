@@ -5,23 +5,27 @@
 
 using namespace dsv3::api;
 using dsv3::Status;
+using dsv3::StopMatcher;
 
 struct dsv3_stop {
-  dsv3::StopMatcher matcher;
+  StopMatcher matcher;
 };
 
 dsv3_status dsv3_stop_new(const char* const* texts, const size_t* n_bytes, int32_t n, dsv3_stop** stop) {
   return call([&]() -> Status {
     if (!stop) return null_argument("dsv3_stop_new", "stop");
-    if (n < 0) return lite::invalid_argument("dsv3_stop_new: n is ", n);
+    LITE_TRY(in_range("dsv3_stop_new", "n", n, 0, StopMatcher::kMaxTexts));
     if (n > 0 && !texts) return null_argument("dsv3_stop_new", "texts");
     if (n > 0 && !n_bytes) return null_argument("dsv3_stop_new", "n_bytes");
     std::vector<std::string> copies;
     for (int32_t i = 0; i < n; ++i) {
       if (!texts[i]) return null_argument("dsv3_stop_new", "texts[i]");
+      if (n_bytes[i] > StopMatcher::kMaxBytes)
+        return lite::invalid_argument("dsv3_stop_new: n_bytes[", i, "]: got ", n_bytes[i],
+                                      ", expected at most ", StopMatcher::kMaxBytes);
       copies.emplace_back(texts[i], n_bytes[i]);
     }
-    LITE_ASSIGN(dsv3::StopMatcher matcher, dsv3::StopMatcher::create(std::move(copies)));
+    LITE_ASSIGN(StopMatcher matcher, StopMatcher::create(std::move(copies)));
     *stop = new dsv3_stop{std::move(matcher)};
     return {};
   });

@@ -4,6 +4,7 @@
 #include "api/handles.h"
 #include "ggml-lite/file.h"
 #include "ggml-lite/json.h"
+#include "model/sections.h"
 #include "text/chat_template.h"
 #include "text/output_parser.h"
 
@@ -32,22 +33,20 @@ Status give(dsv3::ChatTemplate chat_template, dsv3_template** out) {
   return {};
 }
 
-// A file that is itself a template.
-Result<dsv3::ChatTemplate> read_template(const std::string& path) {
-  constexpr int64_t kMaxTemplate = 16 << 20;
-  LITE_ASSIGN(const std::string text, lite::read_text(path, kMaxTemplate));
-  return dsv3::ChatTemplate::parse(text, Json());
-}
-
 Result<dsv3::ChatTemplate> open_template(const std::string& path, std::string_view name) {
-  if (path.ends_with(".jinja")) {
-    if (!name.empty()) return lite::invalid_argument("a template file has no named templates");
-    return read_template(path);
+  const auto in_path = [&](Result<dsv3::ChatTemplate> opened) {
+    return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
+  };
+  if (path.ends_with(".jinja")) {  // a template by itself
+    if (!name.empty())
+      return lite::invalid_argument("open ", path, ": a template by itself has none named \"", name, "\"");
+    LITE_ASSIGN(const std::string text, lite::read_text(path, dsv3::jinja::Template::kMaxSource));
+    return in_path(dsv3::ChatTemplate::parse(text, Json()));
   }
   LITE_ASSIGN(CheckpointFiles files, CheckpointFiles::open(path));
   auto opened = dsv3::ChatTemplate::open(files.reader(), name);
   LITE_TRY(files.unreadable());
-  return opened;
+  return in_path(std::move(opened));
 }
 
 Result<dsv3::jinja::Rendered> render(const dsv3_template& t, std::string_view arguments,
@@ -62,9 +61,8 @@ dsv3_status dsv3_template_open(const char* path, const char* name, dsv3_template
   return call([&]() -> Status {
     if (!path) return null_argument("dsv3_template_open", "path");
     if (!chat_template) return null_argument("dsv3_template_open", "chat_template");
-    Result<dsv3::ChatTemplate> opened = open_template(path, name ? name : "");
-    if (!opened.ok()) return opened.status().in(lite::str("open ", path));
-    return give(std::move(*opened), chat_template);
+    LITE_ASSIGN(dsv3::ChatTemplate opened, open_template(path, name ? name : ""));
+    return give(std::move(opened), chat_template);
   });
 }
 
@@ -89,7 +87,7 @@ dsv3_status dsv3_model_template(const dsv3_model* model, const char* name, dsv3_
     if (!chat_template) return null_argument("dsv3_model_template", "chat_template");
     const lite::PackFile& file = model->model->file();
     Result<dsv3::ChatTemplate> opened = dsv3::ChatTemplate::open(
-        [&](std::string_view section) { return file.section(section); }, name ? name : "");
+        [&](std::string_view path) { return dsv3::checkpoint_file(file, path); }, name ? name : "");
     if (!opened.ok()) return opened.status().in("open " + file.path());
     return give(std::move(*opened), chat_template);
   });
@@ -181,16 +179,22 @@ dsv3_status dsv3_output_finish(dsv3_output* output) {
 }
 
 int dsv3_output_next(dsv3_output* output, dsv3_output_event* event) {
-  if (!output || !event || output->given == output->events.size()) return 0;
-  const dsv3::OutputEvent& next = output->events[output->given];
-  dsv3_output_event out = {};
-  out.kind = dsv3_output_kind(int(next.kind));
-  out.text = next.text.c_str();
-  out.n_bytes = next.text.size();
-  out.name = next.name.c_str();
-  out.id = next.id.c_str();
-  const dsv3_status status = call([&] { return write_struct("dsv3_output_event", out, event); });
-  if (status != DSV3_OK) return 0;
-  ++output->given;
-  return 1;
+  bool written = false;
+  const dsv3_status status = call([&]() -> Status {
+    if (!output) return null_argument("dsv3_output_next", "output");
+    if (!event) return null_argument("dsv3_output_next", "event");
+    if (output->given == output->events.size()) return {};
+    const dsv3::OutputEvent& next = output->events[output->given];
+    dsv3_output_event out = {};
+    out.kind = dsv3_output_kind(int(next.kind));
+    out.text = next.text.c_str();
+    out.n_bytes = next.text.size();
+    out.name = next.name.c_str();
+    out.id = next.id.c_str();
+    LITE_TRY(write_struct("dsv3_output_event", out, event));
+    ++output->given;
+    written = true;
+    return {};
+  });
+  return status == DSV3_OK && written;
 }

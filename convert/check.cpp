@@ -89,6 +89,12 @@ Status run(const std::string& source, const std::string& hub_cache, const std::s
   options.f8_head = provenance.f8_head;
   const ConvertCallbacks quiet = {{}, callbacks.progress};  // the notes came with the conversion
   LITE_ASSIGN(const Plan plan, Plan::make(options, quiet));
+  for (const Checkpoint::Shard& shard : plan.checkpoint().shards())
+    if (shard.consumed)
+      return lite::invalid_argument(
+          what, ": ", shard.name,
+          " was consumed by a conversion that did not end, so there is nothing to compare "
+          "with; let that conversion end, or get the checkpoint again");
   LITE_TRY(compare_index(plan, file).in(what));
   const std::vector<Planned>& tensors = plan.match().tensors;
   int64_t total = 0;

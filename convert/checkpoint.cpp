@@ -5,6 +5,7 @@
 #include <set>
 
 #include "ggml-lite/json.h"
+#include "model/sections.h"
 
 namespace dsv3 {
 namespace {
@@ -87,11 +88,25 @@ std::string list_names(const std::vector<std::string>& names) {
   return text;
 }
 
-Result<std::optional<std::string>> read_checkpoint_text(const std::string& folder, const std::string& name) {
-  const std::string path = folder + "/" + name;
-  if (!exists(path)) return std::optional<std::string>();
-  LITE_ASSIGN(std::string text, lite::read_text(path, kMaxText));
-  return std::optional<std::string>(std::move(text));
+Result<std::map<std::string, std::string>> read_checkpoint_texts(const std::string& folder) {
+  std::vector<std::string> paths(std::begin(kCheckpointFiles), std::end(kCheckpointFiles));
+  const std::string templates = lite::str(folder, "/", kTemplateFolder);
+  std::error_code error;
+  if (fs::is_directory(templates, error)) {
+    fs::directory_iterator at(templates, error);
+    for (const fs::directory_iterator end; !error && at != end; at.increment(error)) {
+      const std::string path = lite::str(kTemplateFolder, "/", at->path().filename().string());
+      if (is_named_template(path, '/')) paths.push_back(path);
+    }
+    if (error) return lite::io_error("read ", templates, ": ", error.message());
+  }
+  std::map<std::string, std::string> texts;
+  for (const std::string& path : paths) {
+    const std::string whole = folder + "/" + path;
+    if (!exists(whole)) continue;
+    LITE_ASSIGN(texts[path], lite::read_text(whole, kMaxText));
+  }
+  return texts;
 }
 
 Result<Checkpoint> Checkpoint::open(const std::string& folder) {
@@ -112,7 +127,8 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
   for (const auto& [name, shard] : shard_of) shards.insert(shard);
   std::vector<std::string> missing;
   for (const std::string& shard : shards)
-    if (!shard_exists(folder + "/" + shard)) missing.push_back(shard);
+    if (const std::string path = folder + "/" + shard; !shard_exists(path))
+      missing.push_back(shard + (exists(path) ? " (a link to nothing)" : ""));
   if (!missing.empty())
     return not_found("read ", folder, ": ", missing.size(), " of ", shards.size(), " shards named by ",
                      kIndex, " are missing: ", list_names(missing), "; try to get them again");

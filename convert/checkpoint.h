@@ -4,7 +4,6 @@
 #pragma once
 
 #include <map>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,8 +12,8 @@
 
 namespace dsv3 {
 
-// The text of a file of the folder, nothing when there is none.
-Result<std::optional<std::string>> read_checkpoint_text(const std::string& folder, const std::string& name);
+// The text files of the folder that a packed file keeps: their bytes by their paths in the folder.
+Result<std::map<std::string, std::string>> read_checkpoint_texts(const std::string& folder);
 
 // What --consume leaves in place of a shard until the conversion is complete: NAME.safetensors.consumed, its header.
 constexpr const char* kConsumed = ".consumed";

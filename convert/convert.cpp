@@ -102,6 +102,7 @@ Result<ConvertSummary> Conversion::run() {
   LITE_ASSIGN(lite::PackWriter writer,
               lite::PackWriter::plan(options_.out, plan_.json(), plan_.sections(), plan_.extents(),
                                      plan_.aliases(), std::move(how)));
+  LITE_TRY(check_split(writer.parts(), options_.split_bytes));
   for (const lite::PackPart& part : writer.parts()) LITE_TRY(check_destination(part.path, options_.force));
   if (options_.dry_run) return summary(writer);
   LITE_TRY(writer.start());

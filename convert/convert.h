@@ -22,10 +22,10 @@ struct ConvertOptions {
   bool force = false;                // replace an existing packed file
   bool f8_head = false;              // the output head as F8_E4M3
   std::string hub_cache = {};        // folder of the Hugging Face cache; empty: there is none
-  int64_t split_bytes = 0;           // several files of at most this; 0: one
-  bool consume = false;              // delete each shard once all its data are durable in the packed file
-  bool dry_run = false;              // write nothing
-  int threads = 0;                   // 0: one for each core
+  int64_t split_bytes = 0;  // several files of at most this, refused where a tensor needs more; 0: one
+  bool consume = false;     // delete each shard once all its data are durable in the packed file
+  bool dry_run = false;     // write nothing
+  int threads = 0;          // 0: one for each core
 };
 
 struct ConvertCallbacks {

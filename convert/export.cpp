@@ -162,15 +162,15 @@ Status Export::collect_fused(const std::vector<std::string>& names) {
   const Json* config = file_.json().find("config");
   if (!config) return corrupt("its JSON block has no \"config\"");
   LITE_ASSIGN(const Config parsed, Config::parse(*config));
-  std::unordered_map<std::string_view, std::vector<const TensorInfo*>> parts;  // in order: expert, then row
+  std::unordered_map<std::string, std::vector<const TensorInfo*>> parts;  // in order: expert, then row
   const std::vector<TensorInfo> table = tensor_table(parsed);
   for (const TensorInfo& info : table)
-    if (!info.fused.empty()) parts[info.fused].push_back(&info);
+    if (info.fused) parts[info.fused_name()].push_back(&info);
   for (const std::string& name : names) {
     const auto found = parts.find(name);
     if (found == parts.end())
       return corrupt(kProvenance, " names a tensor \"", name, "\" that the model cannot have");
-    const std::vector<int64_t>& shape = found->second[0]->fused_shape;
+    const std::vector<int64_t> shape = found->second[0]->fused_shape();
     Out out{name, {}, shape, {}, 0}, scales{name + kScaleSuffix, {}, shape, {}, 0};
     for (const TensorInfo* info : found->second) {
       const PackFile::Item* item = file_.find(info->name);
@@ -214,6 +214,9 @@ Status Export::write_all(ExportSummary* summary) {
   const size_t shards = begin.size() - 1;
   summary->shards = int64_t(shards);
   summary->bytes = total;
+  int64_t room = total;
+  for (const std::string& name : file_.section_names()) room += int64_t(file_.section(name)->size());
+  LITE_TRY(lite::check_room(folder_, room));
   Progress progress(callbacks_, "export " + file_.path(), 0, total);
   Json::Object map;
   for (size_t s = 0; s < shards; ++s) {
@@ -222,9 +225,9 @@ Status Export::write_all(ExportSummary* summary) {
     LITE_TRY(write_shard(temporary_ + "/" + name, begin[s], begin[s + 1], &progress));
     for (size_t i = begin[s]; i < begin[s + 1]; ++i) map.emplace_back(tensors_[i].name, name);
   }
-  std::vector<std::pair<std::string, std::string>> texts;
+  std::vector<std::pair<std::string, std::string>> texts;  // path in the folder, bytes
   for (const std::string& name : file_.section_names())
-    if (name != kProvenance) texts.emplace_back(name, *file_.section(name));
+    if (name != kProvenance) texts.emplace_back(path_of_section(name), *file_.section(name));
   if (shards > 1) {
     Json index{Json::Object()};
     index.set("metadata", Json::Object{{"total_size", total}});
@@ -232,7 +235,11 @@ Status Export::write_all(ExportSummary* summary) {
     texts.emplace_back("model.safetensors.index.json", index.dump());
   }
   for (const auto& [name, text] : texts) {
-    OutFile out(temporary_ + "/" + name);
+    const std::string path = temporary_ + "/" + name, folder = lite::folder_of(path);
+    std::error_code error;
+    fs::create_directory(folder, error);  // one that is there already is no error
+    if (error) return lite::io_error("create ", folder, ": ", error.message());
+    OutFile out(path);
     LITE_TRY(out.write(std::string_view(text)));
     LITE_TRY(out.finish());
   }

@@ -47,4 +47,16 @@ Status check_destination(const std::string& path, bool force) {
   return {};
 }
 
+// A file is as long as its index and its longest extent need, however it is split.
+Status check_split(const std::vector<lite::PackPart>& parts, int64_t split_bytes) {
+  const auto longest =
+      std::max_element(parts.begin(), parts.end(),
+                       [](const lite::PackPart& a, const lite::PackPart& b) { return a.bytes < b.bytes; });
+  if (split_bytes == 0 || longest->bytes <= split_bytes) return {};
+  return lite::invalid_argument(
+      "create ", longest->path, ": it would have ", longest->bytes, " bytes, more than the split size of ",
+      split_bytes, ": a tensor, the matrices of an expert and the index are not cut; try --split-size ",
+      longest->bytes, " or more");
+}
+
 }  // namespace dsv3

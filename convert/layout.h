@@ -23,4 +23,7 @@ Result<std::vector<lite::PackExtent>> group_into_extents(std::span<const Stored>
 // Whether `path` may be written: nothing is there, or with `force` a packed file.
 Status check_destination(const std::string& path, bool force);
 
+// Whether the files of a model, `parts`, are as small as was asked for; 0: one of any size.
+Status check_split(const std::vector<lite::PackPart>& parts, int64_t split_bytes);
+
 }  // namespace dsv3

@@ -238,7 +238,8 @@ int main(int argc, char** argv) {
   app.add_option("--layers", arguments.random.layers, "only the first N layers of the random model")
       ->needs(random);
   app.add_option("--split-size", split_size,
-                 "write NAME-00001-of-0000N.dsv3 and so on, each at most so large: 50G, 500M")
+                 "write NAME-00001-of-0000N.dsv3 and so on, each at most so large, and no smaller than the "
+                 "largest tensor: 50G, 500M")
       ->type_name("N[G|M]");
   app.add_flag("--consume", options.consume,
                "delete each file of the checkpoint once all its weights are safe in the packed file");
@@ -273,6 +274,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return error.get_exit_code() == 0 ? end_of_output(app.exit(error)) : misused(error.what());
   }
+  if (options.source.empty() || options.out.empty())
+    return misused(options.source.empty()
+                       ? "the first argument is empty, expected what to read"
+                       : "the second argument is empty, expected what to write, or compare with");
   const std::map<std::string, lite::DType> dtypes = {{"f32", lite::DType::F32},
                                                      {"bf16", lite::DType::BF16},
                                                      {"f16", lite::DType::F16},

@@ -100,7 +100,7 @@ void Matcher::match(const TensorInfo& info) {
   };
   consider(info.name, false);
   for (const std::string& name : info.also) consider(name, false);
-  consider(info.fused, true);
+  consider(info.fused_name(), true);
   if (!source) {
     std::string names = info.name;
     if (!info.also.empty()) names += " (or " + info.also[0] + ")";
@@ -111,7 +111,7 @@ void Matcher::match(const TensorInfo& info) {
   const Checkpoint::Tensor* scale = checkpoint_.find(name + kScaleSuffix);
   if (scale) used_.insert(scale->entry->name);
 
-  const std::vector<int64_t>& shape = fused ? info.fused_shape : info.shape;
+  const std::vector<int64_t> shape = fused ? info.fused_shape() : info.shape;
   const std::optional<DType> dtype = check_type(*source, false);
   if (!dtype) return;
   const bool is_f8 = *dtype == DType::F8_E4M3;
@@ -166,7 +166,7 @@ std::optional<DType> Matcher::check_type(const Checkpoint::Tensor& tensor, bool 
 
 bool Matcher::check_scale(const Planned& t, const Checkpoint::Tensor& scale, bool fused) {
   if (!check_type(scale, true)) return false;
-  std::vector<int64_t> grid = fused ? t.info->fused_shape : t.info->shape;
+  std::vector<int64_t> grid = fused ? t.info->fused_shape() : t.info->shape;
   for (size_t i = fused ? 1 : 0; i < grid.size(); ++i) grid[i] = lite::ceil_div(grid[i], kScaleBlock);
   if (scale.entry->shape != grid) {
     wrong_scale_.add(scale.entry->name + ": got " + shape_text(scale.entry->shape) + ", expected " +

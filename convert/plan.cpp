@@ -8,6 +8,8 @@
 #include "convert/layout.h"
 #include "convert/provenance.h"
 #include "model/sections.h"
+#include "text/chat_template.h"
+#include "text/generation_config.h"
 #include "text/tokenizer.h"
 
 namespace dsv3 {
@@ -29,6 +31,7 @@ Result<Plan> Plan::make(const ConvertOptions& options, const ConvertCallbacks& c
   Config config;
   LITE_TRY(plan.read_sections(&config));
   LITE_TRY(plan.check_tokenizer(config));
+  LITE_TRY(plan.check_generation());
   LITE_ASSIGN(plan.checkpoint_, Checkpoint::open(folder));
   LITE_ASSIGN(plan.match_, match_checkpoint(plan.checkpoint_, config, options.dtype, options.f8_head,
                                             [&](const std::string& text) { plan.note(text); }));
@@ -46,10 +49,8 @@ Status Plan::read_sections(Config* config) {
   if (!fs::is_directory(folder(), error))
     return lite::invalid_argument("read ", folder(),
                                   ": it is a file, expected the folder that holds config.json");
-  for (const std::string_view name : kCheckpointFiles) {
-    LITE_ASSIGN(std::optional<std::string> text, read_checkpoint_text(folder(), std::string(name)));
-    if (text) sections_.push_back({std::string(name), std::move(*text)});
-  }
+  LITE_ASSIGN(auto texts, read_checkpoint_texts(folder()));
+  for (auto& [path, bytes] : texts) sections_.push_back({section_of_path(path), std::move(bytes)});
   for (const lite::PackSection& s : sections_) section_texts_.push_back(s.bytes);
   const std::string_view* text = section("config.json");
   if (!text) return not_found("read ", folder(), ": it has no config.json, expected a checkpoint's folder");
@@ -83,6 +84,17 @@ Status Plan::check_tokenizer(const Config& config) {
                    ", but the model's vocab_size is ", config.vocab_size,
                    "; the tokenizer is another model's");
   has_tokenizer_ = true;
+  return {};
+}
+
+// A model whose chat template this version cannot read still goes on from a prompt.
+Status Plan::check_generation() {
+  if (const std::string_view* text = section("generation_config.json"))
+    LITE_TRY(read_generation_config(*text).status().in(folder()));
+  const auto chat_template = ChatTemplate::open([this](std::string_view name) { return section(name); });
+  if (!chat_template.ok() && chat_template.status().code() != lite::Code::NotFound)
+    note("the chat template of " + folder() + " cannot be used: " + chat_template.status().message() +
+         "; the packed file will take prompts, but no chats without another template");
   return {};
 }
 

@@ -42,6 +42,7 @@ class Plan {
       : options_(&options), callbacks_(&callbacks) {}
   Status read_sections(Config* config);
   Status check_tokenizer(const Config& config);
+  Status check_generation();
   const std::string_view* section(std::string_view name) const;
   void add_provenance();
   Result<bool> same_bytes(const Slice& a, const Slice& b) const;

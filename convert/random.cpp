@@ -137,6 +137,7 @@ Result<ConvertSummary> RandomModel::run() {
               lite::PackWriter::plan(options_.out, json,
                                      {{"config.json", json_.dump()}, {"provenance.json", provenance.dump()}},
                                      extents, aliases_, std::move(how)));
+  LITE_TRY(check_split(writer.parts(), options_.split_bytes));
   for (const lite::PackPart& part : writer.parts()) LITE_TRY(check_destination(part.path, options_.force));
   LITE_TRY(writer.start());
   for (const Stored& t : stored_) total_ += t.entry.data_bytes() + t.entry.scale_bytes();
@@ -241,7 +242,7 @@ Status RandomModel::write_elements(const Stored& t, const T* table, lite::PackWr
     const int64_t n = std::min(kPiece, elements - first);
     piece_.resize(size_t(n) * sizeof(T));
     T* out = reinterpret_cast<T*>(piece_.data());
-#pragma omp parallel for
+#pragma omp parallel for if (n > kChunk)
     for (int64_t at = 0; at < n; at += kChunk)
       draw(key, table, first + at, std::min(kChunk, n - at), out + at);
     LITE_TRY(writer->write(piece_));

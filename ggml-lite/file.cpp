@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 #include <cerrno>
 #include <cstdlib>
@@ -27,7 +28,14 @@ bool is_lfs_pointer(std::string_view bytes) {
 Result<File> File::open(const std::string& path) {
   // Without O_NONBLOCK a FIFO would wait for a writer.
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return errno_status("open " + path, errno);
+  if (fd < 0) {
+    const int why = errno;
+    std::error_code error;
+    if (const auto target = std::filesystem::read_symlink(path, error); why == ENOENT && !error)
+      return not_found("open ", path, ": it is a link to ", target.string(),
+                       ", and nothing is there; get the file again");
+    return errno_status("open " + path, why);
+  }
   File file(fd, path);
   struct stat s;
   if (fstat(fd, &s) != 0) return errno_status("open " + path, errno);
@@ -138,6 +146,16 @@ Status sync_folder(const std::string& path) {
   const int error = ::fsync(fd) != 0 && errno != EINVAL ? errno : 0;
   ::close(fd);
   return error ? errno_status("sync " + folder, error) : Status();
+}
+
+Status check_room(const std::string& path, int64_t bytes) {
+  const std::string folder = folder_of(path);
+  struct statvfs disk;
+  if (::statvfs(folder.c_str(), &disk) != 0) return errno_status("look at the disk of " + path, errno);
+  const int64_t available = int64_t(disk.f_bavail) * int64_t(disk.f_frsize);
+  if (available >= bytes) return {};
+  return io_error("create ", path, ": it needs ", bytes, " bytes, but the disk of ", folder, " has ",
+                  available, " available; free ", bytes - available, " bytes or choose another disk");
 }
 
 }  // namespace lite

@@ -64,6 +64,9 @@ std::string folder_of(const std::string& path);
 // Waits until the names in that folder are durable.
 Status sync_folder(const std::string& path);
 
+// Io, saying how much is missing, unless the disk of the folder of `path` has room for so many bytes more.
+Status check_room(const std::string& path, int64_t bytes);
+
 // "open PATH: No such file or directory", with the code that fits `error` (an errno).
 Status errno_status(const std::string& what, int error);
 

@@ -1,5 +1,6 @@
 #include "ggml-lite/json.h"
 
+#include <algorithm>
 #include <cmath>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -71,6 +72,8 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   bool start_array(size_t) override { return open(Json(Json::Array())); }
   bool end_array() override { return close(); }
   bool parse_error(size_t offset, const std::string&, const nlohmann::json::exception& e) override {
+    constexpr int kNumberOverflow = 406;  // nlohmann's id of it
+    if (e.id == kNumberOverflow) return refuse("a number beyond the largest double");
     // The library's text starts with an identifier and a position of its own; keep what follows.
     std::string text = e.what();
     const size_t colon = text.find(": ");
@@ -132,29 +135,62 @@ Result<Json> Json::parse(std::string_view text, std::string_view what) {
 
 namespace {
 
-nlohmann::ordered_json to_nlohmann(const Json& j) {
-  if (const bool* v = j.boolean()) return *v;
-  if (const int64_t* v = j.integer()) return *v;
-  if (const std::string* v = j.string()) return *v;
-  if (const Json::Array* v = j.array()) {
-    nlohmann::ordered_json out = nlohmann::ordered_json::array();
-    for (const Json& item : *v) out.push_back(to_nlohmann(item));
-    return out;
+template <class Value>
+std::string text_of(const Value& value) {
+  return nlohmann::json(value).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+void append(const std::string& text, std::string* out) {
+  const auto is_plain = [](char c) { return c >= 0x20 && c < 0x7F && c != '"' && c != '\\'; };
+  if (std::all_of(text.begin(), text.end(), is_plain))
+    out->append("\"").append(text).append("\"");
+  else
+    *out += text_of(text);
+}
+
+template <class List, class AppendItem>
+void append_list(const char* brackets, const List& list, const AppendItem& append_item, std::string* out) {
+  *out += brackets[0];
+  for (const auto& item : list) {
+    if (&item != &list.front()) *out += ',';
+    append_item(item);
   }
-  if (const Json::Object* v = j.object()) {
-    nlohmann::ordered_json::object_t out;
-    out.reserve(v->size());
-    for (const auto& [key, item] : *v) out.push_back({key, to_nlohmann(item)});
-    return out;
+  *out += brackets[1];
+}
+
+// Every text of strings and numbers is nlohmann's; without its copy of the whole.
+void append(const Json& j, std::string* out) {
+  if (const bool* b = j.boolean()) {
+    *out += *b ? "true" : "false";
+  } else if (const int64_t* n = j.integer()) {
+    *out += std::to_string(*n);
+  } else if (const std::string* text = j.string()) {
+    append(*text, out);
+  } else if (const Json::Array* array = j.array()) {
+    append_list(
+        "[]", *array, [out](const Json& item) { append(item, out); }, out);
+  } else if (const Json::Object* object = j.object()) {
+    append_list(
+        "{}", *object,
+        [out](const auto& member) {
+          append(member.first, out);
+          *out += ':';
+          append(member.second, out);
+        },
+        out);
+  } else if (double number; j.number(&number)) {
+    *out += text_of(number);
+  } else {
+    *out += "null";
   }
-  if (double v; j.number(&v)) return v;
-  return nullptr;
 }
 
 }  // namespace
 
 std::string Json::dump() const {
-  return to_nlohmann(*this).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  std::string out;
+  append(*this, &out);
+  return out;
 }
 
 bool Json::number(double* out) const {

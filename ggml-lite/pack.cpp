@@ -11,6 +11,10 @@ namespace lite {
 
 Status PackEntry::check() const {
   LITE_TRY(pack::check_name(name));
+  return check_but_name();
+}
+
+Status PackEntry::check_but_name() const {
   const auto refuse = [&](const auto&... why) { return invalid_argument("tensor \"", name, "\": ", why...); };
   if (shape.empty() || shape.size() > size_t(Tensor::kMaxRank))
     return refuse("got ", shape.size(), " dimensions, expected 1 to ", Tensor::kMaxRank);

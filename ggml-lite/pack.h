@@ -30,7 +30,8 @@ struct PackEntry {
   DType scale_dtype = DType::F32;
   int64_t block_rows = 0, block_cols = 0;
 
-  Status check() const;                                   // everything above, with checked arithmetic
+  Status check() const;  // everything above, with checked arithmetic
+  Status check_but_name() const;
   int64_t data_bytes() const;                             // of the elements; valid after check()
   int64_t scale_bytes() const;                            // of the scale grid; 0 when not scaled
   Tensor view(std::byte* data, std::byte* scales) const;  // of memory that holds the two

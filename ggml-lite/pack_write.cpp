@@ -416,9 +416,6 @@ int64_t PackWriter::Impl::allocated() const {
 }
 
 Status PackWriter::Impl::check_disk() const {
-  struct statvfs disk;
-  if (::fstatvfs(fds[0], &disk) != 0) return errno_status("look at the disk of " + partial(0), errno);
-  const int64_t available = int64_t(disk.f_bavail) * int64_t(disk.f_frsize);
   int64_t now = 0, peak = 0, all = -durable_bytes;
   for (const PackPart& part : parts) all += part.bytes;
   for (size_t i = 0; i < extents.size(); ++i) {
@@ -426,11 +423,7 @@ Status PackWriter::Impl::check_disk() const {
     peak = std::max(peak, now);
     if (i < options.frees.size()) now -= options.frees[i];
   }
-  const int64_t needed = std::min(peak + int64_t(header.data_offset) + kLag, all);
-  if (available >= needed) return {};
-  return io_error("create ", path, ": it needs ", needed, " bytes, but the disk of ", folder_of(path),
-                  " has ", available, " available; free ", needed - available,
-                  " bytes or choose another disk");
+  return check_room(path, std::min(peak + int64_t(header.data_offset) + kLag, all));
 }
 
 // Adds to the error of a full disk how much more it must have.

@@ -142,10 +142,7 @@ Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,
 
 void parse_common(Keys& k, double default_eps, Config* c) {
   c->vocab_size = k.size("vocab_size");
-  c->num_hidden_layers = k.size("num_hidden_layers");
-  if (c->num_hidden_layers > kMostLayers)
-    k.fail(invalid_argument(k.where(), ": key \"num_hidden_layers\": got ", c->num_hidden_layers,
-                            ", expected at most ", kMostLayers));
+  c->num_hidden_layers = k.count("num_hidden_layers", kMostLayers);
   c->max_position_embeddings = k.size("max_position_embeddings");
   c->rms_norm_eps = k.number("rms_norm_eps", &default_eps, 0, 1);
   c->tie_word_embeddings = k.boolean("tie_word_embeddings", false);

@@ -1,6 +1,7 @@
 // config.json of Qwen3-MoE and Mixtral, which share grouped-query attention, and of the single MoE
 // Transformer layer. Defaults are those of transformers' Qwen3MoeConfig and MixtralConfig.
 #include <algorithm>
+#include <set>
 
 #include "model/config_keys.h"
 
@@ -84,14 +85,21 @@ void parse_labels(Keys& k, Config* c) {
   k.effective().set("id2label", *names);
   c->labels.resize(names->object()->size());
   for (const auto& [id, name] : *names->object()) {
-    const bool decimal =
-        !id.empty() && id.size() < 9 && id.find_first_not_of("0123456789") == std::string::npos;
+    const bool decimal = !id.empty() && id.size() < 9 &&
+                         id.find_first_not_of("0123456789") == std::string::npos &&
+                         (id[0] != '0' || id == "0");
     const size_t index = decimal ? size_t(std::stoll(id)) : c->labels.size();
     if (index >= c->labels.size() || !name.string())
       return k.fail("id2label", *names, "names for the ids from 0 to one less than their number");
+    // Names are printed to terminals.
+    if (std::any_of(name.string()->begin(), name.string()->end(),
+                    [](char byte) { return static_cast<unsigned char>(byte) < ' ' || byte == 0x7F; }))
+      return k.fail("id2label", *names, "names without control characters");
     c->labels[index] = *name.string();
   }
   if (c->labels.empty()) k.fail("id2label", *names, "at least one label");
+  if (std::set(c->labels.begin(), c->labels.end()).size() < c->labels.size())
+    k.fail("id2label", *names, "another name for each id");
 }
 
 }  // namespace
@@ -127,6 +135,8 @@ Status parse_moe_transformer(Keys& k, const Json&, Config* c) {
   l.moe_intermediate_size = k.size("intermediate_size");
   l.n_routed_experts = k.size("num_experts");
   l.num_experts_per_tok = k.size("num_experts_per_tok");
+  k.choice("activation", "gelu", {"gelu"});
+  if (!k.boolean("norm_first", true)) k.fail("norm_first", Json(false), "true", true);
   LITE_TRY(k.status());
   if (c->hidden_size % l.num_attention_heads)
     return invalid_argument(k.where(), ": hidden_size ", c->hidden_size, " is not a multiple of num_heads ",

@@ -31,6 +31,7 @@ class Keys {
   int64_t size(const char* key, int64_t fallback, int64_t smallest = 0) {
     return integer(key, &fallback, smallest, kLargestSize);
   }
+  int64_t count(const char* key, int64_t largest) { return integer(key, nullptr, 1, largest); }
   double number(const char* key, const double* fallback, double smallest, double largest) {
     const Json* v = get(key, fallback != nullptr);
     double value = fallback ? *fallback : smallest;

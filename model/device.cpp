@@ -5,6 +5,10 @@
 
 namespace dsv3 {
 
+const char* path_name(const Device& device) {
+  return device.reference ? "ref" : lite::isa_name(device.isa);
+}
+
 lite::Result<std::vector<std::unique_ptr<lite::Backend>>> make_backends(const Device& device, int n_threads,
                                                                         bool exact) {
   std::vector<std::unique_ptr<lite::Backend>> backends;

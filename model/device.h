@@ -17,6 +17,9 @@ struct Device {
   std::vector<std::function<lite::Result<std::unique_ptr<lite::Backend>>()>> gpus;
 };
 
+// What decides the bits of the host's part: "ref", or the instruction-set path.
+const char* path_name(const Device& device);
+
 // Backends by device number: the host, then the GPUs.
 lite::Result<std::vector<std::unique_ptr<lite::Backend>>> make_backends(const Device& device, int n_threads,
                                                                         bool exact);

@@ -1,7 +1,5 @@
 #include "model/model.h"
 
-#include <set>
-
 #include "ggml-lite/file.h"
 #include "model/sections.h"
 
@@ -11,11 +9,20 @@ using lite::Tensor;
 
 Model::Model(std::optional<lite::PackFile> file, Config config)
     : file_(std::move(file)), config_(std::move(config)), table_(tensor_table(config_)) {
-  for (const TensorInfo& t : table_) by_name_[t.name] = &t;
   for (const LayerConfig& l : config_.layers) {
     const int64_t dim = config_.rotary_dim(l);
     if (!inv_freq_.contains(dim)) inv_freq_[dim] = config_.rope_inv_freq(dim);
   }
+  by_name_.reserve(table_.size());  // the table's own names: a file cannot make them collide
+  for (size_t i = 0; i < table_.size(); ++i) {
+    by_name_.emplace(table_[i].name, i);
+    for (const std::string& name : table_[i].also) by_name_.emplace(name, i);
+  }
+  items_.resize(table_.size());
+  if (!file_) return;
+  for (const lite::PackFile::Item& item : file_->items())
+    if (const auto at = by_name_.find(item.entry.name); at != by_name_.end())
+      if (!items_[at->second] || item.entry.name == table_[at->second].name) items_[at->second] = &item;
 }
 
 Tensor Model::rope_inv_freq(int64_t dim) const {
@@ -23,16 +30,6 @@ Tensor Model::rope_inv_freq(int64_t dim) const {
   Tensor t = Tensor::of(lite::DType::F32, {int64_t(values.size())});
   t.data = reinterpret_cast<std::byte*>(const_cast<float*>(values.data()));
   return t;
-}
-
-const lite::PackFile::Item* Model::find(const TensorInfo& info) const {
-  if (!file_) {
-    const auto at = outline_.find(info.name);
-    return at == outline_.end() ? nullptr : &at->second;
-  }
-  const lite::PackFile::Item* item = file_->find(info.name);
-  for (size_t i = 0; !item && i < info.also.size(); ++i) item = file_->find(info.also[i]);
-  return item;
 }
 
 Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
@@ -115,7 +112,7 @@ Result<std::unique_ptr<Model>> Model::outline(const std::string& path) {
     lite::PackFile::Item item;
     item.tensor = entry.view(reinterpret_cast<std::byte*>(data), reinterpret_cast<std::byte*>(scales));
     item.entry = std::move(entry);
-    model->outline_.emplace(info.name, std::move(item));
+    model->items_[size_t(&info - model->table_.data())] = &model->outline_.emplace_back(std::move(item));
   }
   return model;
 }
@@ -151,10 +148,11 @@ Status Model::check_tensors() const {
 }
 
 Tensor Model::tensor(const std::string& name) const {
-  const auto info = by_name_.find(name);
-  if (info == by_name_.end()) return {};
-  if (const lite::PackFile::Item* item = find(*info->second)) return item->tensor;
-  return info->second->same_as.empty() ? Tensor() : tensor(info->second->same_as);
+  const auto at = by_name_.find(name);
+  if (at == by_name_.end()) return {};
+  if (const lite::PackFile::Item* item = items_[at->second]) return item->tensor;
+  const std::string& same_as = table_[at->second].same_as;
+  return same_as.empty() ? Tensor() : tensor(same_as);
 }
 
 int64_t Model::parameters() const {
@@ -167,11 +165,12 @@ int64_t Model::parameters() const {
 int64_t Model::parameters_per_token() const {
   double parameters = 0;
   for (const TensorInfo& t : table_) {
-    if (t.layer < 0 || t.layer >= config_.num_hidden_layers || !find(t)) continue;
+    const lite::PackFile::Item* item = find(t);
+    if (!item || t.layer < 0 || t.layer >= config_.num_hidden_layers) continue;
     const LayerConfig& l = config_.layers[t.layer];
     const double share =
         t.role == Role::RoutedExperts ? double(l.num_experts_per_tok) / double(l.n_routed_experts) : 1;
-    parameters += share * double(find(t)->tensor.elements());
+    parameters += share * double(item->tensor.elements());
   }
   return int64_t(parameters);
 }

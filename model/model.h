@@ -1,11 +1,14 @@
 // An opened model: its configuration, its tensors where they will be used, and what can be said about it.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <unordered_map>
+#include <vector>
 
 #include "ggml-lite/device_weights.h"
 #include "ggml-lite/pack.h"
@@ -31,7 +34,9 @@ class Model {
   lite::Tensor tensor(const std::string& name) const;
   lite::Tensor rope_inv_freq(int64_t dim) const;  // f32 [dim / 2], of a layer's rotary_dim
   // What is stored for a line of the table, under whichever of its names; null when nothing is.
-  const lite::PackFile::Item* find(const TensorInfo& info) const;
+  const lite::PackFile::Item* find(const TensorInfo& info) const {
+    return items_[size_t(&info - table_.data())];
+  }
 
   int64_t parameters() const;       // of everything stored, aliases once
   int64_t bytes_per_token() const;  // weights read to decode one token
@@ -52,11 +57,12 @@ class Model {
   Status check_tensors() const;
 
   std::optional<lite::PackFile> file_;
-  std::map<std::string_view, lite::PackFile::Item> outline_;  // by name, where there is no file
+  std::deque<lite::PackFile::Item> outline_;  // what a file would hold, where there is none
   Config config_;
   std::vector<TensorInfo> table_;
-  std::map<std::string_view, const TensorInfo*> by_name_;
-  std::map<int64_t, std::vector<float>> inv_freq_;  // by dimension
+  std::unordered_map<std::string_view, size_t> by_name_;  // where in the table, under all names
+  std::vector<const lite::PackFile::Item*> items_;        // of each tensor of the table
+  std::map<int64_t, std::vector<float>> inv_freq_;        // by dimension
   lite::DeviceWeights device_weights_;
   std::mutex evaluation_, describing_;
   std::string description_;

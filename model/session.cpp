@@ -50,7 +50,7 @@ Status Session::place() {
         demand.room[device] -= excess;
         fits = false;
       }
-    plan_ = SessionPlan{std::move(placement), std::move(use), demand.cache};
+    layout_ = SessionPlan{std::move(placement), std::move(use), demand.cache};
   }
   return {};
 }
@@ -108,10 +108,10 @@ std::vector<MemoryUse> Session::memory(const Placement& placement, const Parts& 
   return use;
 }
 
-Result<SessionPlan> Session::plan(Model& model, const SessionOptions& options) {
-  Session session(model, options);
-  LITE_TRY(session.place());
-  return std::move(*session.plan_);
+Result<std::unique_ptr<Session>> Session::plan(Model& model, const SessionOptions& options) {
+  auto session = std::unique_ptr<Session>(new Session(model, options));
+  LITE_TRY(session->place());
+  return session;
 }
 
 Status Session::allocate() {
@@ -159,13 +159,6 @@ Result<std::vector<lite::Buffer>> Session::bind(std::span<Program* const> progra
   return arenas;
 }
 
-Result<std::unique_ptr<Session>> Session::create(Model& model, const SessionOptions& options) {
-  auto session = std::unique_ptr<Session>(new Session(model, options));
-  LITE_TRY(session->place());
-  LITE_TRY(session->allocate());
-  return session;
-}
-
 // ---- evaluation -------------------------------------------------------------------------------------------
 
 // Refuses a batch that cannot be evaluated as a whole, and lists the tokens whose logits are wanted.
@@ -176,6 +169,11 @@ Status Session::check(const Batch& batch) {
     return invalid_argument(
         "evaluate: a batch of ", n,
         " tokens with kept results, expected at most max_batch_tokens = ", options_.max_batch_tokens);
+  if (const int64_t most = int64_t(options_.max_seqs) * options_.context;
+      n > most)  // before any is looked at
+    return Status(lite::Code::ContextFull,
+                  lite::str("evaluate: a batch of ", n, " tokens, and all sequences together hold ", most,
+                            ", a context of ", options_.context, " each; make a larger session"));
   std::fill(seq_count_.begin(), seq_count_.end(), 0);
   std::fill(last_token_.begin(), last_token_.end(), -1);
   for (int32_t i = 0; i < n; ++i) {

@@ -1,7 +1,7 @@
 // A session: sequences, their cached rows, and the planned graphs that extend them.
 //
-// create() decides where everything goes, builds the graphs, plans their memory and allocates all of it; eval() only writes the step's inputs, runs,
-// and copies the wanted rows of logits. It allocates nothing. session_state.cpp forks, saves and loads sequences.
+// plan() decides where everything goes and lays out memory, allocate() takes all of it; eval() only writes the step's inputs,
+// runs, and copies the wanted rows of logits. It allocates nothing. session_state.cpp forks, saves and loads sequences.
 #pragma once
 
 #include <atomic>
@@ -74,9 +74,11 @@ Status replaceable(const std::string& path);
 
 class Session {
  public:
-  // What a session would be; allocates no more than the graphs, and needs no weights.
-  static Result<SessionPlan> plan(Model& model, const SessionOptions& options);
-  static Result<std::unique_ptr<Session>> create(Model& model, const SessionOptions& options);
+  // Decides where everything goes, builds the graphs and lays out their memory; needs no weights. Nothing but layout() may
+  // be asked before allocate().
+  static Result<std::unique_ptr<Session>> plan(Model& model, const SessionOptions& options);
+  const SessionPlan& layout() const { return *layout_; }
+  Status allocate();
 
   Model& model() { return model_; }
   const SessionOptions& options() const { return options_; }
@@ -129,11 +131,10 @@ class Session {
   };
 
   Session(Model& model, const SessionOptions& options);
-  Status place();                            // and build; no memory yet
-  Status build(const Placement& placement);  // graphs and layouts
+  Status place();
+  Status build(const Placement& placement);
   std::vector<MemoryUse> memory(const Placement& placement, const Parts& parts) const;
   int64_t stream_bytes(const lite::Stream& stream) const;
-  Status allocate();  // and bind
   Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs,
                                          std::span<std::byte* const> streams);
   AttentionForm choose_form() const;
@@ -148,6 +149,7 @@ class Session {
 
   // session_state.cpp
   int64_t row_bytes() const;  // of one token in all streams
+  std::string path() const;
   Status own_last_block(int32_t seq);
   std::byte* stream_row(size_t stream, int64_t row) const;  // on the stream's device
   Status check_saved(const Source& from, const std::function<bool(int64_t, int64_t)>& progress,
@@ -158,7 +160,7 @@ class Session {
   lite::Sequences sequences_;
   std::vector<std::unique_ptr<lite::Backend>> owned_backends_;
   std::vector<lite::Backend*> backends_;  // by device
-  std::optional<SessionPlan> plan_;
+  std::optional<SessionPlan> layout_;
   std::vector<lite::Stream> streams_;
   std::vector<lite::Buffer> stream_memory_;
   std::vector<lite::Buffer> main_arenas_, mtp_arenas_;  // by device

@@ -18,6 +18,29 @@ std::byte* Session::stream_row(size_t stream, int64_t row) const {
   return stream_memory_[stream].get() + row * s.width * lite::size_of(s.dtype);
 }
 
+// What decides the bits of a row beside the options, in at most 12 letters and digits: the host's path, or with GPUs "cuda"
+// and a hash of that and of what lies where.
+std::string Session::path() const {
+  const std::string host = path_name(options_.device);
+  if (options_.device.gpus.empty()) return host;
+  lite::Hash hash;
+  hash.add(host.data(), host.size());
+  const Config& c = model_.config();
+  for (int layer = -1; layer < int(c.layers.size()); ++layer) {
+    for (int role = 0; role < kRoles; ++role) {
+      const int32_t device = layout_->placement.device(layer, Role(role));
+      hash.add(&device, sizeof device);
+    }
+    for (int expert = 0; layer >= 0 && expert < c.layers[size_t(layer)].n_routed_experts; ++expert) {
+      const int32_t device = layout_->placement.expert_device(layer, expert);
+      hash.add(&device, sizeof device);
+    }
+  }
+  char hex[9];
+  std::snprintf(hex, sizeof hex, "%08x", uint32_t(hash.digest64()));
+  return lite::str("cuda", hex);
+}
+
 int64_t Session::row_bytes() const {
   int64_t bytes = 0;
   for (const lite::Stream& s : streams_) bytes += s.width * lite::size_of(s.dtype);
@@ -54,7 +77,7 @@ Status Session::own_last_block(int32_t seq) {
 namespace {
 
 constexpr std::string_view kMagic = "DSV3SESS";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr int64_t kPiece = 1 << 20;  // bytes read at a time to be checked
 
 // Then the lengths of the sequences and all their ids (int32), their rows, and the checksum of all that.
@@ -63,10 +86,11 @@ struct SavedHeader {
   uint32_t version, n_sequences;
   uint64_t bytes;  // of everything, checksum included
   char model_id[32];
-  uint32_t attention, rounding, kv, mtp;
+  uint32_t attention, rounding, kv, mtp, exact;
+  char path[12];       // "ref", or the instruction-set path of the fast backend
   uint64_t row_bytes;  // of one token in all streams
 };
-static_assert(sizeof(SavedHeader) == 80);
+static_assert(sizeof(SavedHeader) == 96);
 constexpr int64_t kChecksumBytes = sizeof(uint64_t);
 
 template <class T>
@@ -78,8 +102,9 @@ std::span<T, 1> one(T& value) {
   return std::span<T, 1>(&value, 1);
 }
 
-// The header of a session with these options and no sequences.
-SavedHeader header_of(const Model& model, const SessionOptions& o, int64_t row_bytes) {
+// The header of a session with these options and no sequences. `path`: what computes its rows.
+SavedHeader header_of(const Model& model, const SessionOptions& o, std::string_view path,
+                      int64_t row_bytes) {
   SavedHeader h = {};
   std::memcpy(h.magic, kMagic.data(), sizeof h.magic);
   h.version = kVersion;
@@ -89,6 +114,8 @@ SavedHeader header_of(const Model& model, const SessionOptions& o, int64_t row_b
   h.rounding = uint32_t(o.rounding);
   h.kv = uint32_t(o.kv);
   h.mtp = o.mtp;
+  h.exact = o.exact || o.device.reference;  // which is always
+  std::memcpy(h.path, path.data(), std::min(path.size(), sizeof h.path));
   h.row_bytes = uint64_t(row_bytes);
   return h;
 }
@@ -104,14 +131,25 @@ Status check_header(const SavedHeader& h, const SavedHeader& ours, int64_t bytes
   return {};
 }
 
+// A name in the header, whoever wrote it.
+template <size_t n>
+std::string name_of(const char (&field)[n]) {
+  std::string name(field, std::find(field, field + n, '\0'));
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '?';
+  return name;
+}
+
+// What decides the bits of the cached rows and of everything that comes after them.
 Status check_options(const SavedHeader& h, const SavedHeader& ours) {
-  if (std::memcmp(h.model_id, ours.model_id, sizeof h.model_id) != 0) {
-    std::string id(h.model_id, sizeof h.model_id);
-    for (char& c : id)
-      if (!std::isalnum(static_cast<unsigned char>(c))) c = '?';
-    return invalid_argument("it belongs to the model with id ", id, ", and this one's is ",
-                            std::string_view(ours.model_id, sizeof ours.model_id));
-  }
+  if (std::memcmp(h.model_id, ours.model_id, sizeof h.model_id) != 0)
+    return invalid_argument("it belongs to the model with id ", name_of(h.model_id), ", and this one's is ",
+                            name_of(ours.model_id));
+  if (std::memcmp(h.path, ours.path, sizeof h.path) != 0)
+    return invalid_argument(
+        "it was computed on path ", name_of(h.path), ", and this model on ", name_of(ours.path),
+        ", whose bits differ; open the model with the same (model options backend, isa) and place the same on GPUs, or "
+        "evaluate the tokens again");
   const struct {
     const char* option;
     uint32_t saved, ours;
@@ -119,7 +157,8 @@ Status check_options(const SavedHeader& h, const SavedHeader& ours) {
   } fields[] = {{"attention", h.attention, ours.attention, {"auto", "absorbed", "expanded"}},
                 {"gemm", h.rounding, ours.rounding, {"f32", "fp8", "fp8 with scales that are powers of two"}},
                 {"kv", h.kv, ours.kv, {"f32", "bf16"}},
-                {"mtp", h.mtp, ours.mtp, {"off", "on"}}};
+                {"mtp", h.mtp, ours.mtp, {"off", "on"}},
+                {"exact", h.exact, ours.exact, {"off", "on"}}};
   for (const auto& f : fields) {
     const auto value = [&f](uint32_t v) { return v < f.values.size() ? f.values[v] : "?"; };
     if (f.saved != f.ours)
@@ -183,7 +222,7 @@ Status Session::save(const Sink& to) const {
   for (int32_t seq = 0; seq < options_.max_seqs; ++seq) lengths.push_back(int32_t(sequences_.length(seq)));
   while (!lengths.empty() && lengths.back() == 0) lengths.pop_back();
 
-  SavedHeader h = header_of(model_, options_, row_bytes());
+  SavedHeader h = header_of(model_, options_, path(), row_bytes());
   h.n_sequences = uint32_t(lengths.size());
   h.bytes = uint64_t(saved_bytes());
   LITE_TRY(put(bytes_of(one(h))));
@@ -210,7 +249,7 @@ Status Session::check_saved(const Source& from, const std::function<bool(int64_t
   if (from.bytes < int64_t(sizeof h) + kChecksumBytes)
     return corrupt("got ", from.bytes, " bytes, which is too short for a saved session");
   LITE_TRY(from.read(0, std::as_writable_bytes(one(h))));
-  const SavedHeader ours = header_of(model_, options_, row_bytes());
+  const SavedHeader ours = header_of(model_, options_, path(), row_bytes());
   LITE_TRY(check_header(h, ours, from.bytes));
   LITE_TRY(check_checksum(from, progress));
   LITE_TRY(check_options(h, ours));

@@ -16,6 +16,10 @@ const char* role_name(Role role) {
   return "?";
 }
 
+std::string TensorInfo::fused_name() const {
+  return fused ? lite::str("model.layers.", layer, ".mlp.experts.", fused) : "";
+}
+
 namespace {
 
 class Table {
@@ -23,19 +27,21 @@ class Table {
   explicit Table(const Config& config) : c(config) {}
 
   std::vector<TensorInfo> build() {
+    size_t most = 8;  // in all
+    for (const LayerConfig& l : c.layers) most += 24 + 4 * size_t(l.n_routed_experts);
+    table_.reserve(most);
     if (c.architecture == Architecture::MoeTransformer) {
       moe_transformer();
       return std::move(table_);
     }
     const int64_t d = c.hidden_size;
-    layer_ = -1;
     add("model.embed_tokens.weight", {c.vocab_size, d}, Role::Embed);
-    for (layer_ = 0; layer_ < int(c.num_hidden_layers); ++layer_) block();
-    for (; layer_ < int(c.layers.size()); ++layer_) {
-      mtp();
+    for (int i = 0; i < int(c.layers.size()); ++i) {
+      enter(i);
+      if (i >= int(c.num_hidden_layers)) mtp();
       block();
     }
-    layer_ = -1;
+    enter(-1);
     add("model.norm.weight", {d}, Role::Head);
     head();
     if (c.task == Task::QuestionAnswering)  // transformers 4 calls the backbone of this head "transformer"
@@ -45,9 +51,15 @@ class Table {
   }
 
  private:
+  // What is added from here on belongs to this layer, or with -1 to none.
+  void enter(int layer) {
+    layer_ = layer;
+    prefix_ = layer < 0 ? "" : lite::str("model.layers.", layer, ".");
+  }
+
   TensorInfo& add(const std::string& name, std::vector<int64_t> shape, Role role, bool matrix = false) {
     TensorInfo& t = table_.emplace_back();
-    t.name = layer_ < 0 ? name : lite::str("model.layers.", layer_, ".", name);
+    t.name = prefix_ + name;
     t.shape = std::move(shape);
     t.role = role;
     t.layer = layer_;
@@ -71,13 +83,14 @@ class Table {
       TensorInfo& t = matrix(prefix + part.name, part.out, part.in, role);
       t.expert = expert;
       if (expert >= 0) {  // transformers 5
-        t.fused = lite::str("model.layers.", layer_, ".mlp.experts.", part.fused);
-        t.fused_shape = {c.layers[layer_].n_routed_experts, part.fused_rows, part.in};
+        t.fused = part.fused;
+        t.fused_experts = c.layers[layer_].n_routed_experts;
+        t.fused_rows = part.fused_rows;
         t.fused_row = part.fused_row;
       }
       if (c.architecture == Architecture::Mixtral)
-        t.also.push_back(lite::str("model.layers.", layer_, ".block_sparse_moe.experts.", expert, ".",
-                                   part.mixtral, ".weight"));
+        t.also.push_back(
+            lite::str(prefix_, "block_sparse_moe.experts.", expert, ".", part.mixtral, ".weight"));
     }
   }
 
@@ -130,7 +143,7 @@ class Table {
     if (!l.moe) return swiglu("mlp.", l.intermediate_size, Role::DenseFfn);
     TensorInfo& gate = add("mlp.gate.weight", {l.n_routed_experts, d}, Role::Router);
     if (c.architecture == Architecture::Mixtral)
-      gate.also.push_back(lite::str("model.layers.", layer_, ".block_sparse_moe.gate.weight"));
+      gate.also.push_back(prefix_ + "block_sparse_moe.gate.weight");
     // The bias comes with noaux_tc; where another method's checkpoint has one, it is used too.
     if (c.is_mla())
       add("mlp.gate.e_score_correction_bias", {l.n_routed_experts}, Role::Router).optional =
@@ -138,7 +151,7 @@ class Table {
     if (l.n_shared_experts)
       swiglu("mlp.shared_experts.", l.n_shared_experts * l.moe_intermediate_size, Role::SharedExperts);
     for (int e = 0; e < int(l.n_routed_experts); ++e)
-      swiglu(lite::str("mlp.experts.", e, "."), l.moe_intermediate_size, Role::RoutedExperts, e);
+      swiglu("mlp.experts." + std::to_string(e) + ".", l.moe_intermediate_size, Role::RoutedExperts, e);
   }
 
   // What a multi-token-prediction layer has beyond a block: arXiv:2412.19437, section 2.2.
@@ -180,7 +193,7 @@ class Table {
   }
 
   // The single layer of LayerNorms, multi-head attention and GELU experts, under the names of its own state
-  // dict.
+  // dict, which have no layer in them.
   void moe_transformer() {
     const LayerConfig& l = c.layers[0];
     const int64_t d = c.hidden_size, width = l.moe_intermediate_size;
@@ -190,7 +203,6 @@ class Table {
       t.layer = 0;
       return t;
     };
-    layer_ = -1;  // the names have no layer in them
     of_layer("attn_norm.weight", {d}, Role::Attention);
     of_layer("attn_norm.bias", {d}, Role::Attention);
     of_layer("attn.in_proj_weight", {3 * d, d}, Role::Attention, true);
@@ -212,6 +224,7 @@ class Table {
   const Config& c;
   std::vector<TensorInfo> table_;
   int layer_ = -1;
+  std::string prefix_;  // of the names of this layer's tensors
 };
 
 }  // namespace

@@ -24,12 +24,14 @@ struct TensorInfo {
   bool matrix = false;       // a projection or an expert's matrix: the converter's --dtype re-encodes it
   bool output_head = false;  // gives the vocabulary's logits: the converter's --head re-encodes it
   bool optional = false;
-  // Of an expert's matrix, where some files have those of all experts in one tensor: its name and shape
-  // [experts, rows, columns]; this one is `shape[0]` rows of its expert from `fused_row` on. Else empty.
-  std::string fused;
-  std::vector<int64_t> fused_shape;
-  int64_t fused_row = 0;
+  // Of an expert's matrix, where some files have those of all experts in one tensor [experts, rows, columns]: the end of
+  // its name (else null), its experts and the rows of each; this one is `shape[0]` of them from `fused_row` on.
+  const char* fused = nullptr;
+  int64_t fused_experts = 0, fused_rows = 0, fused_row = 0;
   std::string same_as;  // may be absent; when present and equal to this tensor, stored as an alias of it
+
+  std::string fused_name() const;  // empty when there is no such tensor
+  std::vector<int64_t> fused_shape() const { return {fused_experts, fused_rows, shape[1]}; }
 };
 
 // In the order of the computation; the tensors of one expert follow each other: gate, up, down.

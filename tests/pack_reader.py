@@ -1,6 +1,6 @@
 """A second reader of packed files, written from docs/format.md alone: what the first one reads, this one must read too.
 
-    pack = Pack("model.dsv3")          # ValueError for a file that breaks a rule
+    pack = Pack("model.dsv3")          # or any file of a split model; ValueError for a file that breaks a rule
     pack.tensors["lm_head.weight"]     # Tensor: dtype, shape, data, and scales with their blocks
     pack.damaged()                     # extents whose checksum is wrong"""
 import dataclasses, json, math, struct
@@ -77,33 +77,55 @@ def up(at, multiple):
     return -(-at // multiple) * multiple
 
 
-class Pack:
+class File:
+    """One file of a model: its header, and the parts of its index."""
     def __init__(self, path):
         with open(path, "rb") as file:
             self.bytes = file.read()
-        magic, version, header_bytes, file_bytes, self.data_offset, checksum, model_id, index, count = \
+        expect(len(self.bytes) >= 256, "cut off")
+        magic, version, header_bytes, file_bytes, self.data_offset, checksum, self.model_id, self.index, self.count = \
             struct.unpack_from("<8sIIQQQ16sII", self.bytes)
         expect(magic == b"DSV3PACK" and version == 1 and header_bytes == 256, "another kind of file")
-        expect((index, count) == (0, 1) and not any(self.bytes[160:256]), "another version")
+        expect(self.index < self.count <= 99999 and not any(self.bytes[160:256]), "another version")
         expect(file_bytes == len(self.bytes), "cut off, or something is appended")
-        self.model_id = model_id.hex()
-        parts, end = [], 256
+        self.parts, self.part_offsets, end = [], [], 256
         for i in range(6):
             offset, n = struct.unpack_from("<QQ", self.bytes, 64 + 16 * i)
             expect(offset == up(end, 64), "a part is not where the one before ends")
             end = offset + n
-            parts.append(self.bytes[offset:end])
+            self.parts.append(self.bytes[offset:end])
+            self.part_offsets.append(offset)
         expect(self.data_offset == up(end, 4096) <= file_bytes, "the data is not where the index ends")
         index = bytearray(self.bytes[:self.data_offset])
         index[32:40] = bytes(8)
         expect(xxh3_64(bytes(index)) == checksum, "the index is damaged")
 
-        text, self.names, tensors, extents, sections, _ = parts
+
+def read_files(path):
+    """All files of the model that `path` is one of, the first first."""
+    opened = File(path)
+    if opened.count == 1:
+        return [opened]
+    name, ending = (path[:-5], ".dsv3") if path.endswith(".dsv3") else (path, "")
+    expect(name.endswith(f"-{opened.index + 1:05}-of-{opened.count:05}"), "its name is not that of its number")
+    files = [File(f"{name[:-15]}-{i + 1:05}-of-{opened.count:05}{ending}") for i in range(opened.count)]
+    for i, file in enumerate(files):
+        expect((file.model_id, file.index, file.count) == (opened.model_id, i, opened.count), "a file of another model, or renamed")
+        expect(i == 0 or file.data_offset == 4096 and not any(file.parts) and not any(file.bytes[256:4096]), "only the first file has an index")
+    return files
+
+
+class Pack:
+    def __init__(self, path):
+        self.files = read_files(str(path))
+        first = self.files[0]
+        self.model_id = first.model_id.hex()
+        text, self.names, tensors, extents, sections, _ = first.parts
         self.json = json.loads(text)
         self.names_end = 0
         self.extents = self.read_extents(extents)
         self.tensors = self.read_tensors(list(struct.iter_unpack("<QIBBBB4QIIIIQQQQ", tensors)))
-        self.sections = self.read_sections(sections, struct.unpack_from("<Q", self.bytes, 64 + 16 * 5)[0])
+        self.sections = self.read_sections(sections, first.part_offsets[5])
         expect(self.names_end == len(self.names), "names that belong to nothing")
 
     def take_name(self, offset, n):
@@ -112,12 +134,16 @@ class Pack:
         return self.names[offset:offset + n].decode()
 
     def read_extents(self, table):
-        extents, end = [], self.data_offset
-        for file, reserved, offset, n, checksum in struct.iter_unpack("<IIQQQ", table):
-            expect(file == reserved == 0 and offset == end and n >= 4096 and n % 4096 == 0, "an extent is not where it must be")
-            extents.append((offset, n, checksum))
+        """The bytes of each extent, and its checksum."""
+        extents, file, end = [], 0, self.files[0].data_offset
+        for number, reserved, offset, n, checksum in struct.iter_unpack("<IIQQQ", table):
+            if extents and number == file + 1 and end == len(self.files[file].bytes):
+                file, end = number, 4096
+            expect((number, reserved, offset) == (file, 0, end) and n >= 4096 and n % 4096 == 0, "an extent is not where it must be")
             end += n
-        expect(end == len(self.bytes), "the extents do not fill the file")
+            expect(end <= len(self.files[file].bytes), "an extent is not in its file")
+            extents.append((memoryview(self.files[file].bytes)[offset:end], checksum))
+        expect((file + 1, end) == (len(self.files), len(self.files[-1].bytes)), "the extents do not fill the files")
         return extents
 
     def read_tensors(self, records):
@@ -128,12 +154,12 @@ class Pack:
             expect(1 <= rank <= 4 and min(shape) >= 1 and all(d == 1 for d in shape[rank:]) and flags <= 1, f"{name}: shape")
             expect(n == math.prod(shape) * BYTES[DTYPES[dtype]], f"{name}: length")
             tensor = Tensor(name, DTYPES[dtype], tuple(shape[:rank]), b"", extent=extent)
-            base = self.extents[extent][0]
-            tensor.data = self.bytes[base + at:base + at + n]
+            content = self.extents[extent][0]
+            tensor.data = bytes(content[at:at + n])
             if flags:
                 tensor.scale_dtype, tensor.blocks = DTYPES[:3][scale_dtype], (rows, columns)
                 expect(scale_n == -(-shape[0] // rows) * -(-shape[1] // columns) * BYTES[tensor.scale_dtype], f"{name}: scales")
-                tensor.scales = self.bytes[base + scale_at:base + scale_at + scale_n]
+                tensor.scales = bytes(content[scale_at:scale_at + scale_n])
             if alias != NO_ALIAS:
                 tensor.alias_of = names[alias]
                 expect(records[alias][2:13] + records[alias][14:] == (dtype, rank, flags, scale_dtype, *shape, rows, columns, extent, at, n,
@@ -145,8 +171,8 @@ class Pack:
         for extent, at, n, scale_at, scale_n, name in sorted(places):
             expect(at == up(end_of[extent], 64) and scale_at == (up(at + n, 64) if scale_n else 0), f"{name}: place")
             end_of[extent] = scale_at + scale_n if scale_n else at + n
-        for end, (offset, n, _) in zip(end_of, self.extents):
-            expect(0 < end <= n and not any(self.bytes[offset + end:offset + n]), "an extent's padding")
+        for end, (content, _) in zip(end_of, self.extents):
+            expect(0 < end <= len(content) and not any(content[end:]), "an extent's padding")
         return tensors
 
     def read_sections(self, table, end):
@@ -154,8 +180,14 @@ class Pack:
         for name_offset, name_bytes, reserved, offset, n in struct.iter_unpack("<QIIQQ", table):
             expect(reserved == 0 and offset == (up(end, 64) if sections else end), "a section is not where the one before ends")
             end = offset + n
-            sections[self.take_name(name_offset, name_bytes)] = self.bytes[offset:end]
+            sections[self.take_name(name_offset, name_bytes)] = self.files[0].bytes[offset:end]
         return sections
 
+    def checkpoint_files(self):
+        """The checkpoint's files by their paths in its folder."""
+        folder = "additional_chat_templates"
+        return {name.replace(f"{folder}:", f"{folder}/", 1) if name.startswith(f"{folder}:") else name: content
+                for name, content in self.sections.items() if name != "provenance.json"}
+
     def damaged(self):
-        return [i for i, (offset, n, checksum) in enumerate(self.extents) if xxh3_64(self.bytes[offset:offset + n]) != checksum]
+        return [i for i, (content, checksum) in enumerate(self.extents) if xxh3_64(bytes(content)) != checksum]

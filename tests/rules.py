@@ -121,6 +121,19 @@ def check_source(path, text):
             report(path, 1, "has no #pragma once")
 
 
+def check_api_is_tested(files):
+    """Every function of dsv3.h that takes arguments is called with wrong ones somewhere in tests/unit/test_*api*.cpp."""
+    def text(path):
+        with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+            return without_comments(file.read())
+    if "dsv3.h" not in files:
+        return
+    tests = "".join(text(path) for path in files if re.fullmatch(r"tests/unit/test_\w*api\w*\.cpp", path))
+    for name, arguments in re.findall(r"\b(dsv3_\w+)\(([^)]*)\)", text("dsv3.h")):
+        if arguments.strip() != "void" and not re.search(rf"\b{name}\(", tests):
+            report("dsv3.h", 1, f"{name} is not called in tests/unit/test_api.cpp")
+
+
 def check_format(paths):
     version = ""
     if shutil.which("clang-format"):
@@ -158,6 +171,7 @@ def main():
             check_includes(path, text)
             check_source(path, text)
             formatted.append(path)
+    check_api_is_tested(files)
     check_format(formatted)
     for problem in sorted(problems):
         print(problem)

@@ -77,12 +77,12 @@ Result<ChatTemplate> ChatTemplate::open(const Tokenizer::Files& files, std::stri
   const Sources sources{files, std::move(config), std::move(processor)};
   const std::string wanted(name.empty() ? "default" : name);
   if (wanted.find('/') != std::string::npos)
-    return lite::invalid_argument("open chat template: \"", wanted, "\" is no name of one");
+    return lite::invalid_argument("chat template: \"", wanted, "\" is no name of one");
   LITE_ASSIGN(std::optional<jinja::Template> found, sources.find(wanted));
   if (!found)
-    return lite::not_found(
-        "open chat template: ",
-        name.empty() ? "the checkpoint has none" : str("the checkpoint has none named \"", wanted, "\""));
+    return lite::not_found("chat template: ", name.empty()
+                                                  ? "the checkpoint has none"
+                                                  : str("the checkpoint has none named \"", wanted, "\""));
   out.templates_.emplace("", std::move(*found));
   if (name.empty()) {
     LITE_ASSIGN(std::optional<jinja::Template> tool_use, sources.find(kToolUse));

@@ -8,10 +8,6 @@ namespace dsv3 {
 
 using lite::Result;
 
-namespace {
-constexpr size_t kMaxStops = 256, kMaxBytes = 1 << 20;  // of all together
-}
-
 bool StopMatcher::Stop::advance(char byte) {
   if (matched == text.size()) matched = shorter[matched - 1];
   while (matched > 0 && text[matched] != byte) matched = shorter[matched - 1];
@@ -20,8 +16,8 @@ bool StopMatcher::Stop::advance(char byte) {
 }
 
 Result<StopMatcher> StopMatcher::create(std::vector<std::string> texts) {
-  if (texts.size() > kMaxStops)
-    return lite::invalid_argument("stop texts: got ", texts.size(), ", at most ", kMaxStops);
+  if (texts.size() > kMaxTexts)
+    return lite::invalid_argument("stop texts: got ", texts.size(), ", at most ", kMaxTexts);
   size_t n_bytes = 0;
   std::vector<Stop> stops;
   for (std::string& text : texts) {

@@ -12,6 +12,8 @@ namespace dsv3 {
 
 class StopMatcher {
  public:
+  static constexpr size_t kMaxTexts = 256, kMaxBytes = 1 << 20;  // of all together
+
   // InvalidArgument for an empty stop text, or too much of them.
   static lite::Result<StopMatcher> create(std::vector<std::string> stops);
 

@@ -190,19 +190,18 @@ Result<Tokenizer> Tokenizer::open(const Files& files) {
     if (const std::string_view* text = files("tokenizer.json")) {
       LITE_ASSIGN(const Json json, Json::parse(*text, "tokenizer.json"));
       Result<TokenizerDefinition> definition = read_tokenizer_json(json);
-      return definition.ok() ? std::move(definition)
-                             : definition.status().in("open tokenizer: tokenizer.json");
+      return definition.ok() ? std::move(definition) : definition.status().in("tokenizer.json");
     }
     if (const std::string_view* text = files("tiktoken.model")) {
       Result<TokenizerDefinition> definition = read_tiktoken(*text, config);
-      return definition.ok() ? std::move(definition) : definition.status().in("open tokenizer");
+      return definition.ok() ? std::move(definition) : definition.status().in("tokenizer");
     }
-    return lite::not_found("open tokenizer: neither tokenizer.json nor tiktoken.model is there");
+    return lite::not_found("tokenizer: neither tokenizer.json nor tiktoken.model is there");
   };
   LITE_ASSIGN(TokenizerDefinition definition, read());
   Tokenizer out;
   out.impl_ = std::make_unique<Impl>(std::move(definition));
-  LITE_TRY(out.impl_->read_config(config).in("open tokenizer: tokenizer_config.json"));
+  LITE_TRY(out.impl_->read_config(config).in("tokenizer_config.json"));
   return out;
 }
 

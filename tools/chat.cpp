@@ -19,8 +19,8 @@ int64_t local_time() {
   return int64_t(now) + wall.tm_gmtoff;
 }
 
-std::string dump(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+void check_render(dsv3_status status, const std::string& what) {
+  if (status != DSV3_OK) fail(what, ": ", dsv3_last_error());
 }
 
 }  // namespace
@@ -31,42 +31,24 @@ Template model_template(const Model& model) {
   return Template(opened);
 }
 
-std::optional<std::string> render(const dsv3_template* chat_template, const std::string& arguments,
-                                  std::string* error) {
+std::string render(const dsv3_template* chat_template, std::string_view arguments, const std::string& what) {
   const int64_t now = local_time();
-  std::string text(2 * arguments.size() + 1024, '\0');  // rarely too little
-  size_t n = 0;
-  const auto once = [&] {
-    return dsv3_template_render(chat_template, arguments.data(), arguments.size(), &now, text.data(),
-                                text.size(), &n, nullptr, 0, nullptr) == DSV3_OK;
-  };
-  bool done = once();
-  if (done && n > text.size()) {
-    text.resize(n);
-    done = once();
-  }
-  if (!done) {
-    *error = dsv3_last_error();
-    return std::nullopt;
-  }
-  text.resize(n);
-  return text;
+  return read_all<std::string>(2 * arguments.size() + 1024, [&](char* text, size_t capacity, size_t* n) {
+    check_render(dsv3_template_render(chat_template, arguments.data(), arguments.size(), &now, text, capacity,
+                                      n, nullptr, 0, nullptr),
+                 what);
+  });
 }
 
 std::vector<int32_t> render_ids(const dsv3_template* chat_template, const dsv3_tokenizer* tokenizer,
-                                const std::string& arguments) {
+                                std::string_view arguments, const std::string& what) {
   const int64_t now = local_time();
-  std::vector<int32_t> ids(2 * arguments.size() + 1024);
-  size_t n = 0;
-  const auto once = [&] {
-    check(dsv3_template_tokenize(chat_template, tokenizer, arguments.data(), arguments.size(), &now,
-                                 ids.data(), ids.size(), &n));
-  };
-  once();
-  const bool fits = n <= ids.size();
-  ids.resize(n);
-  if (!fits) once();
-  return ids;
+  return read_all<std::vector<int32_t>>(
+      2 * arguments.size() + 1024, [&](int32_t* ids, size_t capacity, size_t* n) {
+        check_render(dsv3_template_tokenize(chat_template, tokenizer, arguments.data(), arguments.size(),
+                                            &now, ids, capacity, n),
+                     what);
+      });
 }
 
 CLI::Option* ChatOptions::add_to(CLI::App* command) {
@@ -87,7 +69,7 @@ std::string ChatOptions::arguments(const std::string& question) const {
   ordered_json out = {
       {"messages", messages}, {"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", true}};
   if (thinking) out["thinking"] = out["enable_thinking"] = *thinking == "on";
-  return dump(out);
+  return one_line(out);
 }
 
 AnswerRows::AnswerRows(std::string_view prompt) {
@@ -104,7 +86,7 @@ void AnswerRows::add(std::string_view text) {
 void AnswerRows::finish(const char* end, int64_t prompt_tokens, int64_t tokens) {
   check(dsv3_output_finish(output_.get()));
   write();
-  write_stdout(dump({{"end", end}, {"prompt_tokens", prompt_tokens}, {"tokens", tokens}}) + "\n");
+  write_stdout(one_line({{"end", end}, {"prompt_tokens", prompt_tokens}, {"tokens", tokens}}) + "\n");
 }
 
 void AnswerRows::write() {
@@ -121,7 +103,7 @@ void AnswerRows::write() {
         row["tool_call"] = {{"id", event.id}, {"name", event.name}, {"arguments", value}};
         break;
     }
-    write_stdout(dump(row) + "\n");
+    write_stdout(one_line(row) + "\n");
   }
 }
 

@@ -18,11 +18,10 @@ using Template = std::unique_ptr<dsv3_template, FreeTemplate>;
 
 Template model_template(const Model& model);
 
-// The text, or what the library says against it, in *error.
-std::optional<std::string> render(const dsv3_template* chat_template, const std::string& arguments,
-                                  std::string* error);
+// The text, or its ids; `what` begins the message when there is none.
+std::string render(const dsv3_template* chat_template, std::string_view arguments, const std::string& what);
 std::vector<int32_t> render_ids(const dsv3_template* chat_template, const dsv3_tokenizer* tokenizer,
-                                const std::string& arguments);
+                                std::string_view arguments, const std::string& what);
 
 // The template's arguments for one question, as JSON.
 struct ChatOptions {

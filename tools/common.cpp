@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -221,23 +222,16 @@ void FreeSession::operator()(dsv3_session* session) const {
 }
 
 std::vector<int32_t> tokenize(const dsv3_tokenizer* tokenizer, std::string_view text, uint32_t flags) {
-  std::vector<int32_t> ids(text.size() + 1);  // rarely too few: a token is at least a byte
-  size_t n = 0;
-  check(dsv3_tokenize(tokenizer, text.data(), text.size(), flags, ids.data(), ids.size(), &n));
-  const bool fits = n <= ids.size();
-  ids.resize(n);
-  if (!fits) check(dsv3_tokenize(tokenizer, text.data(), text.size(), flags, ids.data(), ids.size(), &n));
-  return ids;
+  // A token is at least a byte, but for a beginning.
+  return read_all<std::vector<int32_t>>(text.size() + 1, [&](int32_t* ids, size_t capacity, size_t* n) {
+    check(dsv3_tokenize(tokenizer, text.data(), text.size(), flags, ids, capacity, n));
+  });
 }
 
 std::string detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags) {
-  std::string bytes(16 * n_ids, '\0');
-  size_t n = 0;
-  check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes.data(), bytes.size(), &n));
-  const bool fits = n <= bytes.size();
-  bytes.resize(n);
-  if (!fits) check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes.data(), bytes.size(), &n));
-  return bytes;
+  return read_all<std::string>(16 * n_ids, [&](char* bytes, size_t capacity, size_t* n) {
+    check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes, capacity, n));
+  });
 }
 
 nlohmann::json parse_json(const std::string& bytes, const std::string& what) {
@@ -270,6 +264,10 @@ std::vector<int32_t> ids_of(const nlohmann::json& list, const std::string& what)
     ids.push_back(id.get<int32_t>());
   }
   return ids;
+}
+
+std::string one_line(const nlohmann::ordered_json& value) {
+  return value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 // ---- options ----------------------------------------------------------------------------------------------
@@ -311,6 +309,14 @@ void add_memory_option(CLI::App* command, const std::string& name, int64_t* byte
                                   : text("got ", given, ", expected an amount of memory such as 24G or 512M");
       })
       ->type_name("BYTES");
+}
+
+std::string check_seed(const std::string& given) {
+  uint64_t seed = 0;
+  const char* end = given.data() + given.size();
+  const auto [stopped, error] = std::from_chars(given.data(), end, seed);
+  if (error == std::errc() && stopped == end) return "";
+  return text("got ", given, ", expected a whole number in 0..", UINT64_MAX);
 }
 
 void ComputeOptions::add_device_to(CLI::App* command) {

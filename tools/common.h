@@ -138,17 +138,34 @@ dsv3_model_info get_info(const Model& model);
 // The session that signals cancel, until it is freed; there is one at a time.
 Session new_session(const Model& model, const dsv3_session_options& options);
 
+// All that a function of the C API gives under the convention of dsv3_tokenize. write(data, capacity, &n) calls it,
+// again if `guess` items were too few.
+template <class Items, class Write>
+Items read_all(size_t guess, const Write& write) {
+  Items items;
+  size_t n = guess;
+  do {
+    items.resize(n);
+    write(items.data(), items.size(), &n);
+  } while (n > items.size());
+  items.resize(n);
+  return items;
+}
+
 std::vector<int32_t> tokenize(const dsv3_tokenizer* tokenizer, std::string_view text, uint32_t flags);
 std::string detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags);
 
 // The user's own JSON; a name twice in the outermost object is an error. `what` names it in messages.
 nlohmann::json parse_json(const std::string& bytes, const std::string& what);
 std::vector<int32_t> ids_of(const nlohmann::json& list, const std::string& what);
+// On one line, without its end. Bytes that are not UTF-8 become U+FFFD: JSON can hold nothing else.
+std::string one_line(const nlohmann::ordered_json& value);
 
 // ---- options ----------------------------------------------------------------------------------------------
 
 // A check for CLI11: what is wrong with a value, if anything. Unlike CLI::Range it lets no NaN pass.
 std::function<std::string(const std::string&)> number(double smallest, double largest);
+std::string check_seed(const std::string& given);  // the same for a seed: any uint64_t
 
 // An amount of memory: bytes, or with K, M, G or T in units of 2^10, 2^20, 2^30 or 2^40.
 void add_memory_option(CLI::App* command, const std::string& name, int64_t* bytes, const std::string& what);

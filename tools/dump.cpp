@@ -73,11 +73,12 @@ std::vector<int64_t> kept_positions(const DumpOptions& o, const Sequence& s) {
   const json given = parse_json(o.logits_to_keep, what);
   std::vector<int64_t> positions;
   if (given.is_array()) {
-    for (const int32_t position : ids_of(given, what)) {
-      if (position >= s.length())
-        fail(what, ": got position ", position, ", expected 0..", s.length() - 1, ", as ",
-             s.name.empty() ? o.ids : "\"" + s.name + "\"", " has ", s.length(), " tokens");
-      positions.push_back(position);
+    for (const json& position : given) {
+      const int64_t p = position.is_number_integer() ? position.get<int64_t>() : INT64_MAX;
+      if (p < -s.length() || p >= s.length())
+        fail(what, ": got position ", position.dump(), ", expected ", -s.length(), "..", s.length() - 1,
+             ", as ", s.name.empty() ? o.ids : "\"" + s.name + "\"", " has ", s.length(), " tokens");
+      positions.push_back(p < 0 ? p + s.length() : p);
     }
     if (positions.empty()) fail(what, ": an empty list, expected at least one position");
     return positions;
@@ -317,8 +318,10 @@ void add_dump(CLI::App* program) {
       ->check(number(1, INT32_MAX))
       ->type_name("N");
   command
-      ->add_option("--logits-to-keep", o->logits_to_keep,
-                   "positions whose logits are written: 0 all (default), n the last n, or a list: [0,5,3]")
+      ->add_option(
+          "--logits-to-keep", o->logits_to_keep,
+          "positions whose logits are written: 0 all (default), n the last n, or a list: [0,5,-1], negative "
+          "ones from the end")
       ->type_name("N");
   command->add_option(
       "--routing", o->routing,

@@ -29,15 +29,6 @@ std::string label(const Model& model, size_t i) {
   return dsv3_model_label(model.get(), int32_t(i));
 }
 
-// A token's bytes need not be whole characters.
-std::string json_text(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
-
-std::string line(const ordered_json& value) {
-  return json_text(value) + "\n";
-}
-
 // {"label", "score", "scores": {label: probability}, "logits"} of one row of logits.
 ordered_json classified(const Model& model, const std::vector<float>& logits) {
   const std::vector<double> p = softmax(logits);
@@ -61,7 +52,7 @@ void classify(const HeadOptions& o) {
   for (const Row& row : rows) {
     const ordered_json result = classified(model, evaluate(model, o.compute, row, false).values[0]);
     write_stdout(o.as_json
-                     ? line(result)
+                     ? one_line(result) + "\n"
                      : text(result["label"].get<std::string>(), "\t", result["score"].get<double>(), "\n"));
   }
 }
@@ -88,11 +79,11 @@ void tag(const HeadOptions& o) {
         token["end"] = offsets.end[i];
       }
       token.update(classified(model, out.values[i]));
-      lines += text(tokenizer ? json_text(bytes) : std::to_string(row.ids[i]), "\t",
+      lines += text(tokenizer ? one_line(bytes) : std::to_string(row.ids[i]), "\t",
                     token["label"].get<std::string>(), "\t", token["score"].get<double>(), "\n");
       tokens.push_back(std::move(token));
     }
-    write_stdout(o.as_json ? line(tokens) : lines);
+    write_stdout(o.as_json ? one_line(tokens) + "\n" : lines);
   }
 }
 
@@ -149,7 +140,7 @@ void answer(const HeadOptions& o) {
     result["start_logits"] = start;
     result["end_logits"] = end;
     if (o.as_json)
-      write_stdout(line(result));
+      write_stdout(one_line(result) + "\n");
     else
       write_stdout(tokenizer ? words + "\n"
                              : text("tokens ", span.begin, "-", span.end, "\t", span.score, "\n"));

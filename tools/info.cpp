@@ -31,9 +31,44 @@ std::string dtype_text(const json& tensor) {
   return text;
 }
 
-std::string identity(const dsv3_model_info& info, const json& d) {
+// "model.layers.3.mlp.experts.17.up_proj.weight" -> "model.layers.*.mlp.experts.*.up_proj.weight"
+std::string pattern_of(const std::string& name) {
+  std::string pattern;
+  size_t begin = 0;
+  while (begin <= name.size()) {
+    const size_t end = std::min(name.find('.', begin), name.size());
+    const std::string part = name.substr(begin, end - begin);
+    const bool number = !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
+    pattern += (begin ? "." : "") + (number ? "*" : part);
+    begin = end + 1;
+  }
+  return pattern;
+}
+
+// Tensors that differ in the numbers of their names alone: by pattern, type or what they are an alias of, shape.
+struct Group {
+  std::string dtype;
+  int64_t count = 0, bytes = 0;
+};
+using Groups = std::map<std::array<std::string, 3>, Group>;
+
+Groups groups_of(const json& tensors) {
+  Groups groups;
+  for (const json& tensor : tensors) {
+    const bool alias = tensor.contains("alias_of");
+    const std::string dtype = dtype_text(tensor);
+    Group& group = groups[{printable(pattern_of(tensor["name"])),
+                           alias ? "= " + value_text(tensor["alias_of"]) : dtype, tensor["shape"].dump()}];
+    group.dtype = dtype;
+    ++group.count;
+    if (!alias) group.bytes += tensor["bytes"].get<int64_t>();
+  }
+  return groups;
+}
+
+std::string identity(const dsv3_model_info& info, const Groups& groups) {
   std::set<std::string> dtypes;
-  for (const json& tensor : d["tensors"]) dtypes.insert(dtype_text(tensor));
+  for (const auto& [key, group] : groups) dtypes.insert(group.dtype);
   std::string kinds;
   for (const std::string& dtype : dtypes) kinds += (kinds.empty() ? "" : ", ") + dtype;
   Table table;
@@ -107,33 +142,7 @@ std::string layer_table(const json& d) {
   return table.str();
 }
 
-// "model.layers.3.mlp.experts.17.up_proj.weight" -> "model.layers.*.mlp.experts.*.up_proj.weight"
-std::string pattern_of(const std::string& name) {
-  std::string pattern;
-  size_t begin = 0;
-  while (begin <= name.size()) {
-    const size_t end = std::min(name.find('.', begin), name.size());
-    const std::string part = name.substr(begin, end - begin);
-    const bool number = !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
-    pattern += (begin ? "." : "") + (number ? "*" : part);
-    begin = end + 1;
-  }
-  return pattern;
-}
-
-std::string tensor_table(const json& d) {
-  struct Group {
-    int64_t count = 0, bytes = 0;
-  };
-  std::map<std::vector<std::string>, Group> groups;  // by pattern, type, shape
-  for (const json& tensor : d["tensors"]) {
-    const bool alias = tensor.contains("alias_of");
-    const std::string name = printable(pattern_of(tensor["name"]));
-    const std::string type = alias ? "= " + value_text(tensor["alias_of"]) : dtype_text(tensor);
-    Group& group = groups[{name, type, tensor["shape"].dump()}];
-    ++group.count;
-    if (!alias) group.bytes += tensor["bytes"].get<int64_t>();
-  }
+std::string tensor_table(const Groups& groups) {
   Table table({"tensor", "type", "shape", "count", "bytes"});
   for (const auto& [key, group] : groups)
     table.add({key[0], key[1], key[2], text(group.count), size_text(group.bytes)});
@@ -152,11 +161,12 @@ void info(const InfoOptions& o) {
   check(dsv3_model_describe(model.get(), &description));
   if (o.as_json) return write_stdout(std::string(description) + "\n");
   const json d = json::parse(description);
-  std::string out = printable(o.model) + "\n" + identity(get_info(model), d);
+  const Groups groups = groups_of(d["tensors"]);
+  std::string out = printable(o.model) + "\n" + identity(get_info(model), groups);
   out += "\nConfiguration\n" + keys_and_values(d["config"]);
   out += "\nSizes\n" + sizes_by_role(d);
   out += "\nLayers\n" + layer_table(d);
-  out += "\nTensors\n" + tensor_table(d);
+  out += "\nTensors\n" + tensor_table(groups);
   out += "\nSections, kept as they came\n" + section_list(d);
   if (d.contains("provenance")) out += "\nProvenance\n" + keys_and_values(d["provenance"]);
   write_stdout(out);

@@ -9,6 +9,7 @@
 namespace tools {
 namespace {
 
+using nlohmann::json;
 using nlohmann::ordered_json;
 
 struct RenderOptions {
@@ -22,48 +23,52 @@ Template open(const RenderOptions& o) {
   return Template(opened);
 }
 
-std::string one_line(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
-
-// The members stand in the order they were given in: templates write them so.
-ordered_json parse(const std::string& bytes, const std::string& what) {
-  constexpr int kDeepest = 200;  // what comes after would be walked by functions that call themselves
-  try {
-    return ordered_json::parse(bytes, [&](int depth, ordered_json::parse_event_t, ordered_json&) {
-      if (depth > kDeepest) fail(what, ": it is nested deeper than ", kDeepest);
-      return true;
-    });
-  } catch (const ordered_json::exception& e) {
-    const std::string_view reason =
-        e.what();  // "[json.exception.parse_error.101] parse error at line 1, ..."
-    fail(what, ": ", reason.substr(reason.find("] ") + 2));
+// Where the value of a member stands in the text of an object, which is valid JSON.
+std::string_view member(std::string_view object, const std::string& wanted) {
+  int depth = 0;
+  bool in_string = false;
+  size_t begin = 0;  // of what is being read: a member's name, then its value
+  std::string name;
+  for (size_t i = 0; i < object.size(); ++i) {
+    const char c = object[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      in_string = c != '"';
+      continue;
+    }
+    in_string = c == '"';
+    if (depth == 1 && c == ':') name = json::parse(object.substr(begin, i - begin)).get<std::string>();
+    if (depth == 1 && (c == ',' || c == '}') && name == wanted) return object.substr(begin, i - begin);
+    if (c == '{' || c == '[') ++depth;
+    if (c == '}' || c == ']') --depth;
+    if (depth == 1 && (c == '{' || c == ',' || c == ':')) begin = i + 1;
   }
+  fail("no member \"", wanted, "\"");
 }
 
-// A list of messages, to be answered; or an object, which is the template's arguments as they are.
-std::string arguments_of(const ordered_json& given, const std::string& what) {
-  if (given.is_object()) return one_line(given);
+// A list of messages, to be answered; or an object, which is the template's arguments. Its bytes are kept: members stand
+// in the order they were given in, as templates write them so.
+std::string arguments_of(std::string bytes, const std::string& what) {
+  if (bytes.starts_with("\xEF\xBB\xBF")) bytes.erase(0, 3);  // with which some editors begin a file
+  const json given = parse_json(bytes, what);
+  if (given.is_object()) return bytes;
   if (!given.is_array())
     fail(what, ": got ", given.type_name(), ", expected a list of messages or an object");
-  const ordered_json arguments = {
-      {"messages", given}, {"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", true}};
-  return one_line(arguments);
+  return "{\"messages\": " + bytes +
+         ", \"tools\": null, \"documents\": null, \"add_generation_prompt\": true}";
 }
 
 ordered_json render_row(const dsv3_template* chat_template, const std::string& line,
                         const std::string& what) {
-  std::string error;
   try {
-    const ordered_json row = parse(line, what);
+    const json row = parse_json(line, what);
     const auto given = row.is_object() ? row.find("arguments") : row.end();
     if (given == row.end() || !given->is_object())
       fail(what, ": expected an object with an object \"arguments\"");
-    if (const auto text = render(chat_template, one_line(*given), &error)) return {{"text", *text}};
+    return {{"text", render(chat_template, member(line, "arguments"), what)}};
   } catch (const Failure& e) {
-    error = e.message;
+    return {{"error", e.message}};
   }
-  return {{"error", error}};
 }
 
 void render_rows(const dsv3_template* chat_template) {
@@ -75,20 +80,19 @@ void render_rows(const dsv3_template* chat_template) {
 }
 
 void run_render(const RenderOptions& o) {
+  if (o.ids && o.path.ends_with(".jinja"))
+    fail("render ", o.path,
+         ": --ids needs a tokenizer, and this is a template by itself; give the packed file or "
+         "the checkpoint's folder");
   const Template chat_template = open(o);
   if (o.jsonl) return render_rows(chat_template.get());
-  const std::string what = o.messages == "-" ? "standard input" : o.messages;
-  const std::string arguments = arguments_of(parse(read_file(o.messages), what), what);
-  if (o.ids) {
-    dsv3_tokenizer* tokenizer = nullptr;
-    check(dsv3_tokenizer_open(o.path.c_str(), &tokenizer));
-    const Tokenizer owner(tokenizer);
-    return write_stdout(one_line(render_ids(chat_template.get(), tokenizer, arguments)) + "\n");
-  }
-  std::string error;
-  const auto text = render(chat_template.get(), arguments, &error);
-  if (!text) fail("render ", what, ": ", error);
-  write_stdout(*text);
+  const std::string name = o.messages == "-" ? "standard input" : o.messages, what = "render " + name;
+  const std::string arguments = arguments_of(read_file(o.messages), name);
+  if (!o.ids) return write_stdout(render(chat_template.get(), arguments, what));
+  dsv3_tokenizer* tokenizer = nullptr;
+  check(dsv3_tokenizer_open(o.path.c_str(), &tokenizer));
+  const Tokenizer owner(tokenizer);
+  write_stdout(one_line(render_ids(chat_template.get(), tokenizer, arguments, what)) + "\n");
 }
 
 }  // namespace

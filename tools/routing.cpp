@@ -117,8 +117,9 @@ double loss_of_all(const std::vector<Layer>& layers, const std::vector<uint8_t>&
 }
 
 std::string as_text(const std::vector<Layer>& layers, double loss, int64_t tokens) {
-  std::string out =
-      text(tokens, " tokens; load-balancing loss ", loss, " (", layers[0].chosen, " is perfect balance)\n");
+  std::string out = text(tokens, " tokens; load-balancing loss ");
+  out += std::isnan(loss) ? "of each layer only, as their numbers of experts differ\n"
+                          : text(loss, " (", layers[0].chosen, " is perfect balance)\n");
   out += "layer  experts  max/mean  entropy (bits, of)      loss  unused  busiest\n";
   for (const Layer& l : layers) {
     char row[160];
@@ -226,7 +227,6 @@ void run_routing(const RoutingOptions& o) {
   std::vector<uint8_t> mask;
   for (const Row& row : rows) mask.insert(mask.end(), row.mask.begin(), row.mask.end());
   const int64_t tokens = std::count_if(mask.begin(), mask.end(), [](uint8_t m) { return m != 0; });
-  if (tokens == 0) fail("routing: the attention_mask leaves no token");
   for (Layer& layer : layers) count(mask, &layer);
   const double loss = loss_of_all(layers, mask);
   if (!o.trace.empty()) save_trace(o.trace, layers);

@@ -45,7 +45,7 @@ void read_mask(const json& mask, const std::string& what, Row* row) {
   if (std::find(after, row->mask.end(), 1) != row->mask.end())
     fail(what, ": 0 at item ", after - row->mask.begin(),
          " stands between tokens, expected padding at the ends");
-  if (first == row->mask.end()) return;  // nothing but padding
+  if (first == row->mask.end()) fail(what, " leaves no token");
   row->ids.erase(row->ids.begin(), row->ids.begin() + (first - row->mask.begin()));
   row->mask.erase(row->mask.begin(), first);
 }

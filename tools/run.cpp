@@ -55,10 +55,9 @@ Prompt prompt_of(const RunOptions& o, const Model& model, const dsv3_tokenizer* 
   if (o.chat.chat) {
     const Template chat_template = model_template(model);
     const std::string arguments = o.chat.arguments(prompt.text);
-    std::string error;
-    auto text = render(chat_template.get(), arguments, &error);
-    if (!text) fail("run ", o.model, ": ", error);
-    prompt = {std::move(*text), render_ids(chat_template.get(), tokenizer, arguments)};
+    const std::string what = "run " + o.model;
+    prompt = {render(chat_template.get(), arguments, what),
+              render_ids(chat_template.get(), tokenizer, arguments, what)};
   } else {
     prompt.ids = tokenize(tokenizer, prompt.text, DSV3_BOS_AUTO | (o.special ? DSV3_PARSE_ADDED : 0));
   }
@@ -219,7 +218,7 @@ void add_run(CLI::App* program) {
   command
       ->add_option("-s,--seed", o->seed,
                    "seed of the random choices (default: random, said on standard error)")
-      ->check(number(0, double(UINT64_MAX)))
+      ->check(check_seed)
       ->type_name("N");
   o->sampling.add_to(command);
   command->add_flag("--ignore-eos", o->ignore_eos, "go on after end tokens");

@@ -121,6 +121,23 @@ void TensorFile::finish() {
 
 namespace {
 
+using nlohmann::json;
+constexpr uint64_t kMaxHeader = 100'000'000;  // bytes, as in the format's own library
+
+// A list of an entry of the header: each number exact and not negative.
+std::vector<int64_t> size_list(const json& entry, const char* key, const std::string& what) {
+  const json list = entry.value(key, json());
+  if (!list.is_array()) fail("read ", what, ": ", key, ": got ", list.type_name(), ", expected a list");
+  std::vector<int64_t> sizes;
+  for (const json& n : list) {
+    if (!n.is_number_unsigned() || n.get<uint64_t>() > uint64_t(INT64_MAX))
+      fail("read ", what, ": ", key, ": item ", sizes.size(), ": got ", n.dump().substr(0, 40),
+           ", expected a size");
+    sizes.push_back(n.get<int64_t>());
+  }
+  return sizes;
+}
+
 // Bytes [offset, offset + n) of a file of which `what` is the name.
 std::string read_range(std::ifstream& in, const std::string& what, int64_t offset, int64_t n) {
   std::string bytes(size_t(n), '\0');
@@ -132,53 +149,56 @@ std::string read_range(std::ifstream& in, const std::string& what, int64_t offse
 }  // namespace
 
 TensorValues read_tensor(const std::string& path, const std::string& name) {
-  const std::string what = path + ": tensor \"" + name + "\"";
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
+    fail("read ", path, ": it is not a regular file");
   std::ifstream in(path, std::ios::binary);
   if (!in) fail_errno("read " + path);
   const int64_t file_bytes = int64_t(std::filesystem::file_size(path));
   uint64_t header_bytes = 0;
   if (file_bytes >= 8) std::memcpy(&header_bytes, read_range(in, path, 0, 8).data(), 8);
-  if (header_bytes == 0 || header_bytes > uint64_t(file_bytes - 8))
+  if (header_bytes == 0 || header_bytes > kMaxHeader || header_bytes > uint64_t(file_bytes - 8))
     fail("read ", path, ": not a safetensors file");
-  const nlohmann::json header = parse_json(read_range(in, path, 8, int64_t(header_bytes)), path);
-  const auto at = header.find(name);
-  if (at == header.end()) fail("read ", what, ": the file has no such tensor");
+  const json header = parse_json(read_range(in, path, 8, int64_t(header_bytes)), path);
+  if (!header.is_object()) fail("read ", path, ": its header is no JSON object; not a safetensors file");
+  const std::string what = path + ": tensor \"" + name + "\"";
+  const auto found = header.find(name);
+  if (found == header.end()) fail("read ", what, ": the file has no such tensor");
+  if (!found->is_object()) fail("read ", what, ": its entry is ", found->type_name(), ", expected an object");
 
+  const json type = found->value("dtype", json());
+  const std::string dtype = type.is_string() ? type.get<std::string>() : type.type_name();
+  const std::map<std::string, int64_t> sizes = {{"F32", 4}, {"I64", 8}, {"BOOL", 1}, {"U8", 1}};
+  if (!sizes.contains(dtype))
+    fail("read ", what, ": got type ", dtype.substr(0, 40), ", expected F32, I64, BOOL or U8");
   TensorValues t;
-  int64_t begin, end, elements = 1;
-  try {
-    t.shape = at->at("shape").get<std::vector<int64_t>>();
-    begin = at->at("data_offsets").at(0);
-    end = at->at("data_offsets").at(1);
-  } catch (const nlohmann::json::exception&) {
-    fail("read ", what, ": its entry has no shape and data_offsets");
-  }
+  t.is_bool = sizes.at(dtype) == 1;
+  t.shape = size_list(*found, "shape", what);
+  const std::vector<int64_t> offsets = size_list(*found, "data_offsets", what);
+  int64_t elements = 1, bytes = 0;
   for (const int64_t n : t.shape)
     if (n < 1 || __builtin_mul_overflow(elements, n, &elements))
-      fail("read ", what, ": shape ", shape_text(t.shape));
-  const std::string dtype = at->value("dtype", "");
-  t.is_bool = dtype == "BOOL" || dtype == "U8";
-  const bool is_i64 = dtype == "I64";
-  if (!t.is_bool && !is_i64 && dtype != "F32")
-    fail("read ", what, ": got type ", dtype, ", expected F32, I64, BOOL or U8");
-  const int64_t size = t.is_bool ? 1 : is_i64 ? 8 : 4, data = int64_t(8 + header_bytes);
-  if (begin < 0 || end < begin || end > file_bytes - data || (end - begin) / size != elements ||
-      (end - begin) % size)
-    fail("read ", what, ": ", end - begin, " bytes at ", begin, " do not hold shape ", shape_text(t.shape));
-  const std::string bytes = read_range(in, path, data + begin, end - begin);
+      fail("read ", what, ": got shape ", shape_text(t.shape), ", expected dimensions of at least 1");
+  const int64_t data = int64_t(8 + header_bytes);
+  if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > file_bytes - data ||
+      __builtin_mul_overflow(elements, sizes.at(dtype), &bytes) || offsets[1] - offsets[0] != bytes)
+    fail("read ", what, ": got data_offsets ", shape_text(offsets), ", expected the place of shape ",
+         shape_text(t.shape), " in a file of ", file_bytes, " bytes");
+  const std::string values = read_range(in, path, data + offsets[0], bytes);
   t.values.resize(size_t(elements));
   if (t.is_bool)
-    std::transform(bytes.begin(), bytes.end(), t.values.begin(), [](char c) { return float(c != 0); });
-  else if (is_i64)
+    std::transform(values.begin(), values.end(), t.values.begin(), [](char c) { return float(c != 0); });
+  else if (dtype == "I64")
     for (size_t i = 0; i < t.values.size(); ++i) {
       int64_t value;
-      std::memcpy(&value, &bytes[i * 8], 8);
+      std::memcpy(&value, &values[i * 8], 8);
       if (value < 0 || value >= 1 << 24)
         fail("read ", what, ": element ", i, ": got ", value, ", expected 0..2^24");
       t.values[i] = float(value);
     }
   else
-    std::memcpy(t.values.data(), bytes.data(), bytes.size());
+    std::memcpy(t.values.data(), values.data(), values.size());
   return t;
 }
 

@@ -16,11 +16,6 @@ struct TokenizeOptions {
   bool plain = false, bos = false, decode = false, jsonl = false;
 };
 
-// Bytes that are not UTF-8 become U+FFFD: JSON can hold nothing else.
-std::string one_line(const json& value) {
-  return value.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
-}
-
 // For every row {"text": ...} of standard input what the tokenizer makes of it, a row each.
 void tokenize_rows(const dsv3_tokenizer* tokenizer) {
   // The beginning that the tokenizer puts before every text by itself (add_bos_token), if any.
@@ -37,16 +32,17 @@ void tokenize_rows(const dsv3_tokenizer* tokenizer) {
     const std::string& t = given->get_ref<const std::string&>();
 
     const std::vector<int32_t> ids = tokenize(tokenizer, t, DSV3_PARSE_ADDED);
-    json result = {{"ids", ids},
-                   {"plain", tokenize(tokenizer, t, 0)},
-                   {"decoded", detokenize(tokenizer, ids.data(), ids.size(), 0)},
-                   {"visible", detokenize(tokenizer, ids.data(), ids.size(), DSV3_SKIP_SPECIAL)}};
+    nlohmann::ordered_json result = {
+        {"ids", ids},
+        {"plain", tokenize(tokenizer, t, 0)},
+        {"decoded", detokenize(tokenizer, ids.data(), ids.size(), 0)},
+        {"visible", detokenize(tokenizer, ids.data(), ids.size(), DSV3_SKIP_SPECIAL)}};
     if (!beginning.empty()) {
       std::vector<int32_t> with_special = beginning;
       with_special.insert(with_special.end(), ids.begin(), ids.end());
       result["with_special"] = std::move(with_special);
     }
-    out += one_line(result);
+    out += one_line(result) + "\n";
     if (out.size() >= kBuffered) {
       write_stdout(out);
       out.clear();
@@ -68,7 +64,7 @@ void run_tokenize(const TokenizeOptions& o) {
     write_stdout(detokenize(opened, ids.data(), ids.size(), 0));
   } else {
     const uint32_t flags = (o.plain ? 0 : DSV3_PARSE_ADDED) | (o.bos ? DSV3_BOS : 0);
-    write_stdout(one_line(tokenize(opened, read_file("-"), flags)));
+    write_stdout(one_line(tokenize(opened, read_file("-"), flags)) + "\n");
   }
 }
 

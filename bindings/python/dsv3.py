@@ -9,9 +9,11 @@ There is nothing to build: put this file where Python finds modules. The library
 `make` and `make install` leave it, and where the dynamic linker looks; dsv3.load("/path/libdsv3.so") chooses another.
 numpy is needed only for logits() and kept()."""
 import ctypes
+import itertools
 import operator
 import os
 import pathlib
+import threading
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 
 ABI_VERSION = 1
@@ -150,7 +152,27 @@ def _lib():
     return _library
 
 
+_raised = threading.local()  # .error: what a callback of this thread's call has raised
+
+
+def _callback(function, failed):
+    """`function` for the library to call. What it raises is raised by _check when the library is back, which gets `failed`
+    instead: ctypes would print it and go on."""
+
+    def call(*arguments):
+        try:
+            return function(*arguments)
+        except BaseException as error:
+            _raised.error = error
+            return failed
+
+    return call
+
+
 def _check(status):
+    error, _raised.error = getattr(_raised, "error", None), None
+    if error is not None:
+        raise error
     if status != OK:
         raise Error(status, _lib().dsv3_last_error().decode(errors="replace"))
 
@@ -197,16 +219,16 @@ class _Handle:
 
 class Model(_Handle):
     """A packed file, opened. log(level, text) gets warnings; progress(done, total) of the verification stops it by
-    returning True."""
+    returning True. What these raise, the call raises that they were called by."""
 
     def __init__(self, path, verify=False, backend=None, isa=None, log=None, progress=None):
-        self._callbacks = (LogFunction(lambda _, level, text: log(level, text.decode(errors="replace"))) if log else LogFunction(),
-                           _progress(progress))
+        self._callbacks = (_log(log), _progress(progress))
         options = ModelOptions(verify=verify, backend=backend and backend.encode(), isa=isa and isa.encode(), log=self._callbacks[0],
                                progress=self._callbacks[1])
         handle = c_void_p()
-        _check(_lib().dsv3_model_open(_path(path), byref(options), byref(handle)))
-        self._handle = handle
+        status = _lib().dsv3_model_open(_path(path), byref(options), byref(handle))
+        self._handle = handle  # also should log have raised: it is to be closed
+        _check(status)
 
     def close(self):
         """Refused with status BUSY while a session is open."""
@@ -272,18 +294,28 @@ class Model(_Handle):
 
 
 def _progress(progress):
-    return ProgressFunction(lambda _, done, total: int(bool(progress(done, total)))) if progress else ProgressFunction()
+    if not progress:
+        return ProgressFunction()
+    return ProgressFunction(_callback(lambda _, done, total: int(bool(progress(done, total))), failed=1))
+
+
+def _log(log):
+    if not log:
+        return LogFunction()
+    return LogFunction(_callback(lambda _, level, text: log(level, text.decode(errors="replace")), failed=None))
 
 
 class Session(_Handle):
-    """Sequences of tokens that a model evaluates. For one thread at a time, cancel() excepted."""
+    """Sequences of tokens that a model evaluates. For one thread at a time, cancel() excepted. progress(done, total) of an
+    evaluation stops it by returning True, or by raising, which eval() then raises."""
 
     def __init__(self, model, progress=None, **options):
         self.model, self._callback = model, _progress(progress)
         handle = c_void_p()
-        _check(_lib().dsv3_session_new(model._open(), byref(SessionOptions(progress=self._callback, **options)),
-                                       byref(handle)))
+        status = _lib().dsv3_session_new(model._open(), byref(SessionOptions(progress=self._callback, **options)),
+                                         byref(handle))
         self._handle = handle
+        _check(status)
         self._width = model.info["n_outputs"]
 
     def close(self):
@@ -336,15 +368,14 @@ class Session(_Handle):
         _check(_lib().dsv3_sample(self._open(), i, options, seed, byref(token)))
         return token.value
 
-    def generate(self, prompt, n_tokens=None, seed=0, seq=0, flags=BOS_AUTO, **sampling):
-        """Appends the prompt, a str or ids, and yields what the model writes after it, as str, until an end token, n_tokens
-        tokens or a full context."""
+    def generate(self, prompt, n_tokens=None, seed=0, seq=0, flags=BOS_AUTO, errors="replace", **sampling):
+        """Appends the prompt, a str, bytes or ids, and yields what the model writes after it, as str, until an end token,
+        n_tokens tokens or a full context. errors: as of bytes.decode(), for what is not UTF-8."""
         ids = self.model.tokenize(prompt, flags) if isinstance(prompt, (str, bytes, bytearray)) else list(prompt)
-        room = self.context - self.length(seq) - len(ids)
-        if room < 0:
-            self.eval(ids, seq)  # says what does not fit
         text = b""
-        for _ in range(room if n_tokens is None else min(room, n_tokens)):
+        for i in itertools.count() if n_tokens is None else range(n_tokens):
+            if i > 0 and self.length(seq) == self.context:
+                break
             self.eval(ids, seq)
             token = self.sample(len(ids) - 1, seed, **sampling)
             if self.model.is_end_token(token):
@@ -353,10 +384,10 @@ class Session(_Handle):
             text += self.model.detokenize(ids, SKIP_SPECIAL | CONTINUES)
             complete = _lib().dsv3_utf8_complete(text, len(text))
             if complete:
-                yield text[:complete].decode(errors="replace")
+                yield text[:complete].decode(errors=errors)
                 text = text[complete:]
         if text:
-            yield text.decode(errors="replace")
+            yield text.decode(errors=errors)
 
     def cancel(self):
         """Stops a running evaluation, or else the next one; any thread."""

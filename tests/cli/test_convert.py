@@ -1,4 +1,6 @@
 """dsv3-convert: what it says and leaves behind, on good checkpoints and on those that are wrong in one place."""
+import re
+
 from support import *
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -117,6 +119,8 @@ class Convert(Case):
         result = program("dsv3-convert", CASES / "ds3-f32", TEMP / "absent/out.dsv3", "-q")
         self.fails(result, "absent", name="dsv3-convert")
         self.assertEqual(program("dsv3-convert").returncode, 2)
+        for args in ([CASES / "ds3-f32", ""], ["", TEMP / "o.dsv3"], ["--check", CASES / "ds3-f32", ""], ["--export", CASES / "ds3-f32", ""]):
+            self.fails(program("dsv3-convert", *args), "argument is empty", code=2, name="dsv3-convert")
         self.assertEqual(program("dsv3-convert", CASES / "ds3-f32", TEMP / "o.dsv3", "--dtype", "int3").returncode, 2)
 
     def test_full_disk(self):
@@ -170,6 +174,15 @@ assert open(disk + "/m.dsv3", "rb").read() == open(good, "rb").read()
         result = subprocess.run([*mount, sys.executable, "-c", script, BIN / "dsv3-convert", folder, disk, self.out], capture_output=True)
         self.assertEqual(result.returncode, 0, result.stderr.decode())
         self.out.unlink()
+
+    def test_export_to_a_small_disk(self):
+        mount = ["unshare", "--map-root-user", "--mount"]
+        disk = pathlib.Path(tempfile.mkdtemp(dir=TEMP))
+        if subprocess.run([*mount, "mount", "-t", "tmpfs", "none", disk], capture_output=True).returncode != 0:
+            self.skipTest("no file system can be mounted here")
+        result = subprocess.run([*mount, "sh", "-c", 'mount -t tmpfs -o size=100k none "$1" && cd "$1" && "$2" -q --export "$3" back; code=$?; ls; exit $code',
+                                 "sh", disk, BIN / "dsv3-convert", packed(CASES / "ds3-fp8")], capture_output=True)
+        self.fails(result, "create back: it needs ", "available; free ", name="dsv3-convert")
 
     def test_full_standard_output(self):
         for args in (["--version"], ["--help"], [CASES / "ds3-f32", TEMP / "o.dsv3", "--dry-run", "-q"]):
@@ -258,6 +271,13 @@ assert open(disk + "/m.dsv3", "rb").read() == open(good, "rb").read()
         self.assertTrue((TEMP / "a.safetensors").read_bytes() == (TEMP / "b.safetensors").read_bytes())
         (folder / "m-00003-of-00003.dsv3").unlink()
         self.fails(dsv3("info", folder / "m-00001-of-00003.dsv3"), "m-00003-of-00003.dsv3", "file 1 of 3")
+        # No file can be smaller than its tensors: nothing is written, and the size that is told does.
+        small = program("dsv3-convert", "-q", CASES / "ds3-fp8", folder / "n.dsv3", "--split-size", "20000")
+        self.fails(small, "n-0000", "more than the split size of 20000", name="dsv3-convert")
+        self.assertEqual([name for name in tree(folder) if name.startswith("n")], [])
+        least = re.search(rb"try --split-size (\d+) or more", small.stderr).group(1).decode()
+        self.fails(program("dsv3-convert", "-q", CASES / "ds3-fp8", folder / "n.dsv3", "--split-size", int(least) - 1), least, name="dsv3-convert")
+        self.ok(program("dsv3-convert", "-q", CASES / "ds3-fp8", folder / "n.dsv3", "--split-size", least))
         self.assertEqual(program("dsv3-convert", "a", "b", "--split-size", "5X").returncode, 2)
         self.assertEqual(program("dsv3-convert", "a", "b", "--split-size", "0").returncode, 2)
         self.assertEqual(program("dsv3-convert", "a", "b", "--split-size", "99999999999999G").returncode, 2)

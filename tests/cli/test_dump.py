@@ -128,7 +128,8 @@ class LogitsToKeep(DumpCase):
             mtp = ["--mtp"] if case == "ds3-mtp" else []
             whole = load_safetensors(self.dump(model, ids, *mtp))
             for keep, rows in (("0", lambda n: list(range(n))), ("1", lambda n: [n - 1]), ("7", lambda n: list(range(max(0, n - 7), n))),
-                               ("100", lambda n: list(range(n))), ("[0]", lambda n: [0]), ("[4,0,2,2]", lambda n: [4, 0, 2, 2])):
+                               ("100", lambda n: list(range(n))), ("[0]", lambda n: [0]), ("[4,0,2,2]", lambda n: [4, 0, 2, 2]),
+                               ("[0,-1,-3]", lambda n: [0, n - 1, n - 3])):
                 for chunk in (1, 4, 512):
                     with self.subTest(case, keep=keep, chunk=chunk):
                         got = load_safetensors(self.dump(model, ids, "--logits-to-keep", keep, "--chunk", chunk, *mtp))
@@ -142,7 +143,7 @@ class LogitsToKeep(DumpCase):
                             np.testing.assert_array_equal(got[name], values, name)
 
     def test_refused(self):
-        for keep, *parts in (("-1", "-1"), ("[5]", "position 5", "0..4"), ("[]", "empty"), ("[-1]", "-1"), ("[1.5]", "1.5"), ("x", "--logits-to-keep"),
+        for keep, *parts in (("-1", "-1"), ("[5]", "position 5", "-5..4"), ("[]", "empty"), ("[0,-6]", "position -6"), ("[1.5]", "1.5"), ("x", "--logits-to-keep"),
                              ('{"a": 1}', "expected 0"), ("99999999999999999999", "expected 0"), ("1.5", "1.5")):
             with self.subTest(keep):
                 out = TEMP / "out.safetensors"

@@ -93,6 +93,7 @@ class Heads(HeadCase):
                                  ({"input_ids": [[1, 2]], "attention_mask": [1]}, "row 0", "not as long"),
                                  ({"input_ids": [1, 2], "attention_mask": [1, 2]}, "item 1", "expected 0 or 1"),
                                  ({"input_ids": [1, 2], "attention_mask": [1, "1"]}, "item 1", "expected 0 or 1"),
+                                 ({"input_ids": [[1], [1, 2]], "attention_mask": [[1], [0, 0]]}, "row 1", "no token"),
                                  ({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}, "item 1", "between tokens")):
                 with self.subTest(command, rows=rows):
                     path.write_text(json.dumps(rows))
@@ -206,6 +207,33 @@ class Layer(Case):
         self.fails(dsv3("layer", model, "--in", case / "expected.safetensors", "--out", out, "--mask", "output.none"), "expected [23, 23]")
         self.fails(dsv3("layer", model, "--in", case / "expected.safetensors", "--out", out, "--mask", "nothing"), "no such tensor")
         self.fails(dsv3("dump", model, "--ids", "1", "--out", out), "")
+        for absent, why in ((TEMP / "absent", "No such file"), (TEMP, "not a regular file")):
+            self.fails(dsv3("layer", model, "--in", absent, "--out", out), absent, why)
+
+    def test_bad_tensor_files(self):
+        model, path = packed(CASES / "moe-transformer"), TEMP / "bad.safetensors"
+        good = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+        def bad(header, *parts, data=bytes(8), size=None):
+            text = header if isinstance(header, bytes) else json.dumps(header).encode()
+            path.write_bytes(struct.pack("<Q", len(text) if size is None else size) + text + data)
+            self.fails(dsv3("layer", model, "--in", path, "--out", TEMP / "y"), path, *parts)
+
+        for header, *parts in ((b"{", "parse error"), (b"[]", "no JSON object"), ({}, "no such tensor"), ({"input": 3}, '"input"', "number, expected an object"),
+                               (b'{"input": {}, "input": {}}', "twice"), (b"\xff\xfe", "bad.safetensors")):
+            bad(header, *parts)
+        for change, *parts in (({"dtype": 3}, "got type number"), ({"dtype": "F16"}, "got type F16"), ({"shape": "x"}, "shape", "got string, expected a list"),
+                               ({"shape": [2.0]}, "shape", "item 0", "2.0"), ({"shape": [-2]}, "-2"), ({"shape": [True]}, "true"), ({"shape": [2, 0]}, "[2, 0]"),
+                               ({"shape": [2 ** 63]}, "9223372036854775808"), ({"shape": [2 ** 62, 2]}, "[4611686018427387904, 2]"),
+                               ({"shape": [2 ** 61]}, "[0, 8]"), ({"shape": [3]}, "[0, 8]", "[3]"), ({"data_offsets": [0, 8, 8]}, "[0, 8, 8]"),
+                               ({"data_offsets": [8, 0]}, "[8, 0]"), ({"data_offsets": [4, 12]}, "[4, 12]"), ({"data_offsets": [-1, 7]}, "item 0", "-1"),
+                               ({"data_offsets": None}, "got null"), ({"dtype": "I64", "shape": [1]}, "got 16777216, expected 0..2^24")):
+            with self.subTest(change):
+                bad({"input": {**good, **change}}, '"input"', *parts, data=struct.pack("<q", 1 << 24))
+        for size in (0, 10 ** 6, 2 ** 63, 2 ** 64 - 1):
+            bad({"input": good}, "not a safetensors file", size=size)
+        path.write_bytes(b"1234567")
+        self.fails(dsv3("layer", model, "--in", path, "--out", TEMP / "y"), "not a safetensors file")
 
 
 class Routing(Case):

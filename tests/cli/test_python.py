@@ -57,6 +57,20 @@ class Layout(unittest.TestCase):
 
 
 class Examples(Case):
+    context = 0  # of a session without options
+
+    @classmethod
+    def setUpClass(cls):
+        with binding.Model(packed(DEMO)) as model, model.session() as session:
+            cls.context = session.context
+
+    def both(self, *arguments):
+        """What the example in C and the one in Python did: exit code, text, and message without the program's name."""
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(LIBRARY.parent)}
+        for name, command in (("embed", [BIN / "embed"]), ("generate.py", ["/usr/bin/python3", ROOT / "examples/generate.py"])):
+            result = subprocess.run([*command, *(a if isinstance(a, bytes) else str(a) for a in arguments)], capture_output=True, timeout=600, env=environment)
+            yield result.returncode, result.stdout, result.stderr.decode().replace(name, "PROGRAM", 1)
+
     def test_the_same_text_as_c(self):
         row = GREEDY[0]
         for arguments in ([row["prompt"], 24], [row["prompt"], 24, 1], [row["prompt"], 24, 2], [row["prompt"]]):
@@ -68,10 +82,25 @@ class Examples(Case):
         seeds = {program("embed", packed(DEMO), row["prompt"], 24, seed).stdout for seed in (1, 2, 3)}
         self.assertEqual(len(seeds), 3)
 
+    def test_prompts_and_a_full_context(self):
+        longest = " a" * (self.context - 1)  # ids: one less than the context with, or without, a beginning
+        for prompt, n_tokens, code in ((longest, 9, 0), (longest + " a" * 9, 9, 1), (longest + " a" * 9, 0, 0), ("", 1, None), ("caf\xc3\xa9", 3, 0), ("\xff", 3, 0)):
+            with self.subTest(prompt=prompt[:9], n_tokens=n_tokens):
+                c, python = self.both(packed(DEMO), prompt.encode("latin-1"), n_tokens)
+                self.assertEqual(python, c)
+                self.assertEqual(c[0], c[0] if code is None else code, c)
+
     def test_failures(self):
-        result = subprocess.run(["/usr/bin/python3", ROOT / "examples/generate.py", TEMP / "absent.dsv3", "a"], capture_output=True,
-                                env={**os.environ, "LD_LIBRARY_PATH": str(LIBRARY.parent)})
-        self.fails(result, "absent.dsv3", name="generate.py")
+        for arguments, code, part in (((TEMP / "absent.dsv3", "a"), 1, "absent.dsv3"), ((packed(CASES / "ds3-f32"), "a"), 1, "tokenizer"), ((), 2, "usage"),
+                                      (("m",), 2, "usage"), (("m", "a", 1, 1, 1), 2, "usage"), (("m", "a", 2**31), 2, 'N_TOKENS: got "2147483648"'),
+                                      (("m", "a", 1, 2**64), 2, 'SEED: got "18446744073709551616"'),
+                                      *((("m", "a", bad), 2, "N_TOKENS: got") for bad in ("", "x", "-1", "+1", " 1", "1 ", "1_0", "1.0", "0x1", "٣")),
+                                      *((("m", "a", 1, bad), 2, "SEED: got") for bad in ("", "-1", "1e3"))):
+            with self.subTest(arguments):
+                c, python = self.both(*arguments)
+                self.assertEqual(python, c)
+                self.assertEqual((c[0], c[1]), (code, b""))
+                self.assertIn(part, c[2])
 
 
 class Module(unittest.TestCase):
@@ -156,6 +185,25 @@ class Module(unittest.TestCase):
             session.eval([1, 2])
             self.assertEqual(session.kept("hidden.0", 1).shape, (self.model.info["hidden_size"],))
             self.refused(binding.NOT_FOUND, "absent", session.kept, "absent", 0)
+
+    def test_what_callbacks_raise(self):
+        class Mine(Exception):
+            pass
+
+        def fail(*_):
+            raise Mine
+
+        self.assertRaises(Mine, binding.Model, packed(DEMO), verify=True, progress=fail)
+        with self.model.session(max_batch_tokens=4, progress=fail) as session:
+            self.assertRaises(Mine, session.eval, [1] * 9)
+            self.assertEqual(session.length(), 0)
+            session.save(TEMP / "raises")
+            self.assertRaises(Mine, session.load, TEMP / "raises", fail)
+            self.refused(binding.INVALID_ARGUMENT, "got id -1", session.eval, [-1])  # and not once more
+        function = binding._log(fail)  # what logs depends on the machine
+        function(None, 1, b"text")
+        self.assertRaises(Mine, binding._check, binding.OK)
+        binding._check(binding.OK)
 
     def test_open_and_close(self):
         self.refused(binding.NOT_FOUND, "absent", binding.Model, TEMP / "absent")

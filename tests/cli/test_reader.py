@@ -29,11 +29,40 @@ class Reader(Case):
         self.assertEqual(list(source), [])  # nothing is left out
         self.assertEqual(pack.damaged(), [])
         self.assertEqual(pack.json["config"]["model_type"], json.loads((folder / "config.json").read_text())["model_type"])
-        provenance = json.loads(pack.sections.pop("provenance.json"))
-        self.assertTrue(provenance)
-        for name, content in pack.sections.items():
-            self.assertTrue(content == (folder / name).read_bytes(), name)
-        self.assertIn("config.json", pack.sections)
+        self.assertTrue(json.loads(pack.sections["provenance.json"]))
+        for path, content in pack.checkpoint_files().items():
+            self.assertTrue(content == (folder / path).read_bytes(), path)
+        self.assertIn("config.json", pack.checkpoint_files())
+
+    def test_named_templates(self):
+        folder = TEMP / "named-templates"
+        shutil.copytree(CASES / "ds3-f32", folder)
+        templates = {"additional_chat_templates/tool_use.jinja": b"\xef\xbb\xbftools\r\n", "additional_chat_templates/rag.v2:x.jinja": b""}
+        (folder / "additional_chat_templates").mkdir()
+        for path, content in templates.items():
+            (folder / path).write_bytes(content)
+        pack = Pack(packed(folder))
+        self.assertEqual({path: content for path, content in pack.checkpoint_files().items() if "/" in path}, templates)
+        self.compare(Checkpoint(folder).tensors, folder, pack)
+
+    def test_a_split_model(self):
+        folder = pathlib.Path(tempfile.mkdtemp(dir=TEMP))
+        self.ok(program("dsv3-convert", "-q", CASES / "ds3-fp8", folder / "m.dsv3", "--split-size", "500000"))
+        files, whole = sorted(folder.iterdir()), Pack(packed(CASES / "ds3-fp8"))
+        self.assertGreater(len(files), 3)
+        for path in files:
+            pack = Pack(path)
+            self.assertEqual((len(pack.files), pack.model_id, list(pack.tensors)), (len(files), whole.model_id, list(whole.tensors)))
+            self.compare(Checkpoint(CASES / "ds3-fp8").tensors, CASES / "ds3-fp8", pack)
+        # Files that are not what their names say, and a flipped bit in one that is not the first.
+        first, second, third = (path.read_bytes() for path in files[:3])
+        files[1].write_bytes(third)
+        self.assertRaises(ValueError, Pack, files[0])
+        files[1].write_bytes(second[:4096] + bytes([second[4096] ^ 1]) + second[4097:])
+        self.assertEqual(len(Pack(files[2]).damaged()), 1)
+        files[1].rename(folder / "m-00009-of-00009.dsv3")
+        self.assertRaises(ValueError, Pack, folder / "m-00009-of-00009.dsv3")
+        self.assertRaises(FileNotFoundError, Pack, files[0])
 
     def test_numbers(self):
         """An element times the scale of its block is what the converter itself computes from both."""

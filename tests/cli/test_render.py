@@ -74,7 +74,36 @@ class Render(Case):
         self.assertEqual(self.render(folder, {"tools": [1]}), b"tools")
         self.assertEqual(self.render(folder, [], "--name", "tool_use"), b"tools")
         self.fails(dsv3("render", folder, "--name", "rag", stdin=b"[]"), "rag")
+        # The packed file has them, too.
+        model = TEMP / "named-model"
+        shutil.copytree(CASES / "ds3-f32", model)
+        for name, content in (("", "plain {{ messages[0].content }}"), ("tool_use", "tools"), ("rag", "{{ messages[0].content }} é\n")):
+            path = model / (f"additional_chat_templates/{name}.jinja" if name else "chat_template.jinja")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+        chat = [{"role": "user", "content": "x"}]
+        for arguments, options in ((chat, ()), ({"messages": chat, "tools": [1]}, ()), (chat, ("--name", "tool_use")), (chat, ("--name", "rag"))):
+            self.assertEqual(self.render(packed(model), arguments, *options), self.render(model, arguments, *options))
+        self.assertEqual(self.render(packed(model), chat, "--name", "rag"), "x é".encode())
+        self.fails(dsv3("render", packed(model), "--name", "none", stdin=b"[]"), "none")
         self.fails(dsv3("render", TEMPLATES / "qwen3.jinja", "--name", "rag", stdin=b"[]"), "named")
+
+    def test_members_keep_their_order(self):
+        """Also in large objects, and whatever their names are made of."""
+        path = TEMP / "order.jinja"
+        path.write_text("{{ x | default(0) | tojson }} {{ messages }}")
+        big = {'"%d\\,:{é' % i: i for i in range(200_000, 0, -1)}
+        want = json.dumps(big, ensure_ascii=False)
+        for arguments in ({"x": big, "messages": []}, {**big, "x": big, "messages": []}):
+            begin = time.monotonic()
+            self.assertEqual(self.render(path, arguments).decode(), want + " []")
+            row = {'"arguments"': [], "a": {"arguments": {}}, "arguments": arguments, "z": "}"}
+            self.assertEqual(rows_of(self.ok(dsv3("render", path, "--jsonl", stdin=json.dumps(row).encode()))), [{"text": want + " []"}])
+            self.assertLess(time.monotonic() - begin, 20)
+        self.assertEqual(self.render(path, [{"b": 1, "a": "]"}]), self.ok(dsv3("render", path, stdin=b'\xef\xbb\xbf [{"b" :1, "a":"\\u005d"}] ')))
+        self.assertEqual(self.ok(dsv3("render", path, "--jsonl", stdin=b' { "x" : 1 , "\\u0061rguments" : { "x" : [ 2 ] } }')), b'{"text":"[2] "}\n')
+        self.fails(dsv3("render", path, stdin=b'{"x": 1, "x": 2}'), "twice")
+        self.fails(dsv3("render", path, stdin=b'{"x": {"y": 1, "y": 2}}'), "twice")
 
     def test_failures(self):
         broken = TEMP / "broken.jinja"
@@ -89,7 +118,10 @@ class Render(Case):
         self.fails(dsv3("render", DEMO, stdin=b"{"), "standard input")
         self.fails(dsv3("render", DEMO, "--messages", TEMP / "absent.json"), "absent.json")
         self.fails(dsv3("render", DEMO, stdin=b'[{"role": "critic", "content": "x"}]'), "unknown role: critic")
-        self.fails(dsv3("render", TEMPLATES / "qwen3.jinja", "--ids", stdin=b"[]"), "qwen3.jinja")
+        self.fails(dsv3("render", TEMPLATES / "qwen3.jinja", "--ids", stdin=b"[]"), "qwen3.jinja", "--ids needs a tokenizer")
+        for path in (TEMP / "absent.jinja", TEMP / "absent", CASES / "ds3-f32", TEMPLATES / "qwen3.jinja"):
+            message = dsv3("render", path, "--name", "rag", stdin=b"[]").stderr.decode()
+            self.assertEqual((message.count("open "), message.count(path.name)), (1, 1), message)
         self.fails(dsv3("render", DEMO, "--ids", "--jsonl"), code=2)
         self.fails(dsv3("render", DEMO, stdin=b"[" * 100000 + b"]" * 100000), "nested deeper")
 

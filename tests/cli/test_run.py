@@ -89,6 +89,8 @@ class Sampling(Case):
     def test_seed(self):
         self.assertEqual(self.sample("-s", 7), self.sample("-s", 7, "-t", 1))
         self.assertEqual(len({self.sample("-s", seed) for seed in range(6)}), 6)
+        for bad in (2**64, -1, "1.5", "1e3", "0x10", "", "x"):
+            self.fails(dsv3("run", packed(DEMO), "-p", "a", "-s", bad), "--seed: got", "expected a whole number in 0..18446744073709551615", code=2)
         self.assertTrue(self.sample("-s", 2**64 - 1))
 
     def test_random_seed_is_said_and_reproduces(self):

@@ -68,7 +68,7 @@ class Sampling(Case):
         self.assertEqual(answer, self.greedy("--repetition-penalty", 1.5))
         self.assertNotEqual(answer, FIRST["text"].encode())
         path.write_text(json.dumps({"repetition_penalty": -1}))
-        self.fails(dsv3("run", packed(Checkpoint(checkpoint.folder).write()), "-p", "a"), "generation_config.json", "repetition_penalty")
+        self.fails(program("dsv3-convert", checkpoint.folder, TEMP / "bad.dsv3"), "generation_config.json", "repetition_penalty", name="dsv3-convert")
 
     def test_values_that_make_no_sense(self):
         for args in (["--typical-p", 2], ["--typical-p", "nan"], ["--repetition-penalty", -1], ["--repetition-penalty", "inf"],

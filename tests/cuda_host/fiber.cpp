@@ -12,6 +12,7 @@
 #endif
 #endif
 #ifdef DSV3_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -67,7 +68,11 @@ Fiber::Fiber(void (*entry)()) : bottom_(nullptr), size_(kStack) {
 }
 
 Fiber::~Fiber() {
-  if (stack_) munmap(stack_, kStack);
+  if (!stack_) return;
+#ifdef DSV3_ASAN
+  __asan_unpoison_memory_region(stack_, kStack);  // the next mapping there is no stack
+#endif
+  munmap(stack_, kStack);
 }
 
 void Fiber::go(Fiber* from, Fiber* to) {

@@ -48,7 +48,7 @@ def main():
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--runs", type=int, help="executions of each target, always the same ones")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # names may follow options
     targets = {path.name.removeprefix("fuzz-"): path for path in sorted(options.bin_dir.glob("fuzz-*"))}
     if not targets:
         sys.exit(f"run.py: no fuzz-* in {options.bin_dir}; build them with `make fuzz`")

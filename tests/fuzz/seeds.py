@@ -154,6 +154,43 @@ def packs():
     seed("pack", "none", packed([], [], {"a": "x"}))
 
 
+# ---- what programs leave for later ones ------------------------------------------------------------------------------
+
+def journals():
+    def record(extent):
+        return struct.pack("<IIQQ", extent, 0, extent * 12345, 0)
+    key = b'{"a":1}'
+    seed("pack_journal", "own", b"\3" + record(0) + record(2))
+    seed("pack_journal", "ends", b"\3" + b"".join(map(record, (0, 1, 2, 3, 0xFFFFFFFF))))
+    seed("pack_journal", "other", b"\2" + b"DSV3JRNL" + struct.pack("<II16sQQ", 1, 2, b"layout", len(key), 0) + key + record(1))
+
+
+def sessions():
+    """Of 2 layers with 6 cached f32 values each; the header is the harness's but for the number of sequences."""
+    def saved(lengths):
+        n = sum(lengths)
+        return (b"\3" + bytes(12) + struct.pack("<I", len(lengths)) + bytes(64) + struct.pack(f"<{len(lengths)}i", *lengths)
+                + struct.pack(f"<{n}i", *(i % 8 for i in range(n))) + b"".join(struct.pack("<f", i / 8) for i in range(12 * n)) + bytes(8))
+    for name, lengths in (("none", []), ("one", [3]), ("hole", [2, 0, 66]), ("empty", [0, 0])):
+        seed("saved_session", name, saved(lengths))
+
+
+def answers():
+    call = '{"name": "f", "arguments": {"a": [1, "x"]}}'
+    begin, end, sep = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
+    for name, prompt, text in (
+            ("qwen3", "<think>\n", f"hm\n</think>\n\nSee:\n<tool_call>\n{call}\n</tool_call>\n<tool_call>{call}</tool_call>"),
+            ("deepseek-v3", "", f"a\n<｜tool▁calls▁begin｜>{begin}function{sep}f\n```json\n{{}}\n```{end}\n{begin}x{end}<｜tool▁calls▁end｜>"),
+            ("deepseek-v31", "</think>", f"<｜tool▁calls▁begin｜>{begin}f{sep}{{}}{end}<｜tool▁calls▁end｜>\n"),
+            ("kimi-k2", "", '<think>x</think>\n<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"a": 1}<|tool_call_end|>'
+                            "<|tool_calls_section_end|>b")):
+        seed("output_parser", name, b"\5" + f"{prompt}\0{text}".encode())
+    for name, config in (("released", {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 0.6, "top_p": 0.95, "transformers_version": "4.46.3"}),
+                         ("list", {"eos_token_id": [151645, 151643, -1], "do_sample": True, "top_k": 20, "repetition_penalty": 1.05, "min_p": 0, "typical_p": 1}),
+                         ("greedy", {"eos_token_id": None, "temperature": None})):
+        seed("generation_config", name, compact(config))
+
+
 def templates():
     """Each golden template with the longest of its short rows."""
     folder, arguments = GOLDEN / "templates", {}
@@ -171,3 +208,6 @@ if __name__ == "__main__":
     templates()
     checkpoints()
     packs()
+    journals()
+    sessions()
+    answers()

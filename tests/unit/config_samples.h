@@ -173,5 +173,21 @@ inline std::vector<fs::path> checkpoints() {
   return out;
 }
 
-// Names and shapes in the headers of a checkpoint's safetensors files.
+// What has no configuration, because of a patch to one that has, and what the message must say.
+struct Refused {
+  const char* patch;
+  lite::Code code;
+  const char* message;
+};
+
+inline void all_refused(const Json& base, const std::vector<Refused>& cases) {
+  for (const Refused& refused : cases) {
+    const std::string patch = refused.patch;
+    CAPTURE(patch);
+    const auto c = Config::parse(patched(base, patch));
+    CHECK(int(c.status().code()) == int(refused.code));
+    CHECK_MESSAGE(c.status().message().find(refused.message) != std::string::npos, c.status().message());
+  }
+}
+
 }  // namespace config_test

@@ -78,7 +78,9 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
   char text[8];
   float y[4];
   double loss = 0;
-  const float* layers[1] = {y};
+  const float *layers[1] = {y}, *no_layers[1] = {nullptr};
+  dsv3_meter* meter = untouched<dsv3_meter>();
+  auto ceilings = sized<dsv3_ceilings>();
   check_all({
       REFUSED(dsv3_model_open(nullptr, nullptr, &m), kInvalid, "\"path\" is null"),
       REFUSED(dsv3_model_open("x", nullptr, nullptr), kInvalid, "\"model\" is null"),
@@ -119,7 +121,7 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
       REFUSED(dsv3_session_get_stats(nullptr, &stats), kInvalid, "\"session\" is null"),
       REFUSED(dsv3_session_get_stats(s.get(), nullptr), kInvalid, "\"stats\" is null"),
       REFUSED(dsv3_seq_truncate(nullptr, 0, 0), kInvalid, "\"session\" is null"),
-      REFUSED(dsv3_seq_free(nullptr, 0), kInvalid, "\"session\" is null"),
+      REFUSED(dsv3_seq_free(nullptr, 0), kInvalid, "dsv3_seq_free: argument \"session\" is null"),
       REFUSED(dsv3_seq_fork(nullptr, 0, 1, 0), kInvalid, "\"session\" is null"),
       REFUSED(dsv3_session_save(nullptr, text, 8, &size), kInvalid, "\"session\" is null"),
       REFUSED(dsv3_session_save(s.get(), nullptr, 8, &size), kInvalid, "\"bytes\" is null"),
@@ -140,12 +142,21 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
       REFUSED(dsv3_layer_eval(model.get(), &layer, y), kInvalid, "\"batch.x\" is null"),
       REFUSED(dsv3_load_balancing_loss(nullptr, 1, 1, 4, 1, nullptr, &loss), kInvalid, "\"logits\" is null"),
       REFUSED(dsv3_load_balancing_loss(layers, 1, 1, 4, 1, nullptr, nullptr), kInvalid, "\"loss\" is null"),
+      REFUSED(dsv3_load_balancing_loss(no_layers, 1, 1, 4, 1, nullptr, &loss), kInvalid,
+              "\"logits[i]\" is null"),
+      REFUSED(dsv3_meter_new(nullptr, 1, &meter), kInvalid, "\"model\" is null"),
+      REFUSED(dsv3_meter_new(model.get(), 1, nullptr), kInvalid, "\"meter\" is null"),
+      REFUSED(dsv3_meter_new(model.get(), -1, &meter), kInvalid, "n_threads: got -1"),
+      REFUSED(dsv3_meter_new(model.get(), INT_MAX, &meter), kInvalid, "n_threads"),
+      REFUSED(dsv3_meter_measure(nullptr, &ceilings), kInvalid, "\"meter\" is null"),
+      REFUSED(dsv3_verify(nullptr, nullptr), kInvalid, "\"path\" is null"),
   });
   // What a failed call would have given is as it was.
   CHECK(m == untouched<dsv3_model>());
   CHECK(fresh == untouched<dsv3_session>());
   CHECK(tokenizer == untouched<dsv3_tokenizer>());
   CHECK(of_model == untouched<dsv3_tokenizer>());
+  CHECK(meter == untouched<dsv3_meter>());
   CHECK(size == 77);
   CHECK(row == nullptr);
   CHECK(dsv3_seq_length(s.get(), 0) == 2);
@@ -161,6 +172,9 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
   CHECK(dsv3_is_end_token(nullptr, 0) == 0);
   CHECK(dsv3_utf8_complete(nullptr, 3) == 0);
   CHECK(dsv3_classified_position(nullptr, &id, 1) == -1);
+  CHECK(dsv3_classified_position(model.get(), nullptr, 1) == -1);
+  CHECK(dsv3_classified_position(model.get(), &id, 0) == -1);
+  dsv3_meter_free(nullptr);
   dsv3_tokenizer_free(t);
 }
 
@@ -247,10 +261,10 @@ TEST_CASE("the API refuses what is out of range or does not fit together") {
       REFUSED(dsv3_logits(s.get(), INT_MIN, &row), kInvalid, "token"),
       REFUSED(dsv3_mtp_logits(s.get(), 1, &row), kInvalid, "MTP"),
       REFUSED(dsv3_kept(s.get(), "final", 0, &dtype, &values, &n), DSV3_NOT_FOUND, "final"),
-      REFUSED(dsv3_seq_truncate(s.get(), 0, 3), kInvalid, "got length 3, expected 0..2"),
-      REFUSED(dsv3_seq_truncate(s.get(), 0, -1), kInvalid, "got length -1"),
-      REFUSED(dsv3_seq_truncate(s.get(), 2, 0), kInvalid, "got sequence 2"),
-      REFUSED(dsv3_seq_free(s.get(), -1), kInvalid, "got sequence -1"),
+      REFUSED(dsv3_seq_truncate(s.get(), 0, 3), kInvalid, "length: got 3, expected 0..2"),
+      REFUSED(dsv3_seq_truncate(s.get(), 0, -1), kInvalid, "length: got -1"),
+      REFUSED(dsv3_seq_truncate(s.get(), 2, 0), kInvalid, "sequence: got 2"),
+      REFUSED(dsv3_seq_free(s.get(), -1), kInvalid, "dsv3_seq_free: sequence: got -1"),
       REFUSED(sample_with([](S o) { o.temperature = -1; }), kInvalid, "temperature"),
       REFUSED(sample_with([](S o) { o.top_k = -1; }), kInvalid, "top_k"),
       REFUSED(sample_with([](S o) { o.top_p = 2; }), kInvalid, "top_p"),
@@ -261,6 +275,7 @@ TEST_CASE("the API refuses what is out of range or does not fit together") {
       REFUSED(layer_with([](L b) { b.length = 0; }), kInvalid, "length"),
       REFUSED(layer_with([](L b) { b.length = INT_MAX; }), kInvalid, "length"),
       REFUSED(layer_with([](L b) { b.batch = -1; }), kInvalid, ""),
+      REFUSED(layer_with([](L b) { b.batch = INT_MAX; }), kInvalid, "sequences"),
       REFUSED(layer_with([&](L b) { b.float_mask = x, b.bool_mask = blocked; }), kInvalid, "both masks"),
       REFUSED(dsv3_layer_eval(model.get(), &layer, y), kInvalid, ""),
       REFUSED(dsv3_load_balancing_loss(layers, 0, 1, 4, 1, nullptr, &loss), kInvalid, "0 layers"),
@@ -272,10 +287,14 @@ TEST_CASE("the API refuses what is out of range or does not fit together") {
   too_long.n = 31;
   too_long.token = many.data();
   failed(dsv3_eval(s.get(), &too_long), DSV3_CONTEXT_FULL, "context of 32");
+  too_long.n = INT_MAX;  // refused before more than the 31 are looked at
+  failed(dsv3_eval(s.get(), &too_long), DSV3_CONTEXT_FULL, "all sequences together hold 64");
   CHECK(dsv3_seq_length(s.get(), 0) == 2);
   CHECK(dsv3_seq_length(s.get(), 2) == -1);
   CHECK(dsv3_model_label(labels.get(), INT_MAX) == nullptr);
   CHECK(dsv3_model_label(labels.get(), -1) == nullptr);
+  CHECK(dsv3_is_end_token(model.get(), INT_MIN) == 0);
+  CHECK(dsv3_classified_position(labels.get(), ids, INT_MIN) == -1);
   CHECK(std::string(dsv3_status_name(dsv3_status(12345))) == "unknown status");
   dsv3_tokenizer_free(t);
 }
@@ -378,6 +397,16 @@ TEST_CASE("option structs of older and newer headers") {
                                    [&](dsv3_session_stats* o) { return dsv3_session_get_stats(s.get(), o); });
   check_result<dsv3_sampling>("sampling",
                               [&](dsv3_sampling* o) { return dsv3_model_sampling(model.get(), o); });
+
+  check_options(sized<dsv3_verify_options>(), "verify options",
+                [](const dsv3_verify_options* o) { return dsv3_verify(packed("ds3-f32").c_str(), o); });
+  dsv3_meter* meter = nullptr;
+  ok(dsv3_meter_new(model.get(), 1, &meter));
+  failed(dsv3_meter_measure(meter, nullptr), kInvalid, "\"ceilings\" is null");
+  auto ceilings = sized<dsv3_ceilings>();
+  ceilings.struct_size = 3;
+  failed(dsv3_meter_measure(meter, &ceilings), kInvalid, "struct_size is 3");
+  dsv3_meter_free(meter);
 
   // An older struct ends before its last options: they have their defaults.
   auto older = options(16, 1);

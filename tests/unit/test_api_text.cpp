@@ -62,6 +62,8 @@ TEST_CASE("sampling refuses what makes no sense, and says it") {
   refused([](auto& o) { o.penalty_window = -1; }, "penalty_window");
   refused([](auto& o) { o.n_logit_bias = -1; }, "n_logit_bias");
   refused([](auto& o) { o.n_logit_bias = 1; }, "logit_bias is null");
+  const dsv3_logit_bias one[] = {{1, 1}};
+  refused([&](auto& o) { o.n_logit_bias = INT32_MAX, o.logit_bias = one; }, "n_logit_bias");
   const dsv3_logit_bias outside[] = {{1 << 30, 1}};
   refused([&](auto& o) { o.n_logit_bias = 1, o.logit_bias = outside; }, "logit_bias");
   CHECK(token == 77);
@@ -80,7 +82,11 @@ TEST_CASE("stop texts: arguments, and an answer") {
   failed(dsv3_stop_new(texts, sizes, 2, &stop), DSV3_INVALID_ARGUMENT, "texts[i]");
   failed(dsv3_stop_new(nullptr, sizes, 1, &stop), DSV3_INVALID_ARGUMENT, "texts");
   failed(dsv3_stop_new(texts, nullptr, 1, &stop), DSV3_INVALID_ARGUMENT, "n_bytes");
-  failed(dsv3_stop_new(texts, sizes, -1, &stop), DSV3_INVALID_ARGUMENT, "n is -1");
+  failed(dsv3_stop_new(texts, sizes, -1, &stop), DSV3_INVALID_ARGUMENT, "n: got -1");
+  // Too much is refused before the rest of it is looked at.
+  failed(dsv3_stop_new(texts, sizes, INT32_MAX, &stop), DSV3_INVALID_ARGUMENT, "expected 0..256");
+  const size_t huge[] = {SIZE_MAX};
+  failed(dsv3_stop_new(texts, huge, 1, &stop), DSV3_INVALID_ARGUMENT, "n_bytes[0]: got");
   failed(dsv3_stop_new(texts, sizes, 1, nullptr), DSV3_INVALID_ARGUMENT, "stop");
   CHECK(stop == nullptr);
   dsv3_stop_free(nullptr);

@@ -11,12 +11,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-void says(const Status& status, Code code, std::initializer_list<std::string> parts) {
-  CHECK_MESSAGE(status.code() == code, status.message());
-  for (const std::string& part : parts)
-    CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
-}
-
 std::string bytes_of(const Checkpoint::Tensor& t) {
   std::string out(size_t(t.entry->bytes), '\0');
   REQUIRE(t.file().read(*t.entry, 0, std::as_writable_bytes(std::span(out))).ok());
@@ -71,12 +65,14 @@ TEST_CASE("export: aliases, dropped tensors, and what cannot come back") {
   Source source;
   source.tensors["extra.b"] = {"I8", {2}, "xy"};
   source.tensors["extra.a"] = {"F32", {1}, std::string(4, '\0')};
+  source.files = {{"additional_chat_templates/a.jinja", "a\r\n"}, {"additional_chat_templates/b.jinja", ""}};
   source.write(dir / "src");
   REQUIRE(convert({dir / "src", dir / "m", {}, false}).ok());
   const auto summary = export_checkpoint(dir / "m", dir / "back", 1 << 30);
   REQUIRE_MESSAGE(summary.ok(), summary.status().message());
   CHECK(summary->dropped == std::vector<std::string>{"extra.a", "extra.b"});
   same_checkpoint(dir / "src", dir / "back", 2);  // with the copies that are stored once
+  for (const auto& [path, text] : source.files) CHECK(slurp(dir / ("back/" + path)) == text);
 
   says(export_checkpoint(dir / "m", dir / "back", 1 << 30).status(), Code::InvalidArgument,
        {"back exists", "a new folder"});
@@ -166,6 +162,9 @@ TEST_CASE("check: what differs is named") {
   other = source;
   other.files["chat_template.jinja"] = "x";
   differs(other, {"chat_template.jinja is missing in the packed file"});
+  other = source;
+  other.files["additional_chat_templates/x.jinja"] = "x";
+  differs(other, {"additional_chat_templates:x.jinja is missing in the packed file"});
   // Re-encoded weights are re-encoded again.
   other = source;
   other.tensors[Source::kMatrix].bytes[77] ^= 1;

@@ -158,6 +158,12 @@ TEST_CASE("convert: text files of a checkpoint") {
   Source source;
   source.files["generation_config.json"] = "{";
   refused(source, Code::Corrupt, {"generation_config.json", "not valid JSON"});
+  source.files["generation_config.json"] = R"({"do_sample": true, "temperature": "hot"})";
+  refused(source, Code::Corrupt, {"generation_config.json: temperature: got a string, expected a number"});
+  source.files["generation_config.json"] = R"({"do_sample": true, "top_p": 7})";
+  refused(source, Code::InvalidArgument, {"generation_config.json", "top_p"});
+  source.files = {{"config.json", R"({"model_type": 1e999})"}};
+  refused(source, Code::Corrupt, {"config.json: not valid JSON: at byte 2", "beyond the largest double"});
   source.files = {{"tokenizer_config.json", "{\"a\":1,\"a\":1}"}};
   refused(source, Code::Corrupt, {"tokenizer_config.json", "appears twice"});
   source.files = {{"config.json", "{"}};
@@ -167,25 +173,72 @@ TEST_CASE("convert: text files of a checkpoint") {
   source.files = {{"config.json", "{}"}};
   refused(source, Code::InvalidArgument, {"config.json", "model_type"});
   source.files = {{"tokenizer.json", "{}"}};
+  refused(source, Code::Corrupt, {"tokenizer.json", "got an object without an object \"model\""});
   TempDir dir;
-  source.write(dir / "src");
-  const auto summary = convert({dir / "src", dir / "m", {}, false});
-  REQUIRE(!summary.ok());
-  CHECK(summary.status().message().find("tokenizer") != std::string::npos);
   source.files = {{"tokenizer.json", slurp(DSV3_SOURCE_DIR "/examples/demo-model/tokenizer.json")}};
   refused(source, Code::Corrupt, {"its largest token id is ", "vocab_size is 50"});
 
   source.files = {{"chat_template.jinja", "{{ x }}"},
                   {"special_tokens_map.json", "{}"},
                   {"chat_template.json", "{}"},
+                  {"additional_chat_templates/tool_use.jinja", "{{ y }}"},
+                  {"additional_chat_templates/README.md", "no"},
+                  {"additional_chat_templates/.jinja", "no"},
                   {"README.md", "no"}};
   source.write(dir / "good");
   REQUIRE(convert({dir / "good", dir / "m", {}, false}).ok());
   const auto file = PackFile::open(dir / "m");
-  CHECK(file->section_names() == std::vector<std::string>{"chat_template.jinja", "chat_template.json",
+  CHECK(file->section_names() == std::vector<std::string>{"additional_chat_templates:tool_use.jinja",
+                                                          "chat_template.jinja", "chat_template.json",
                                                           "config.json", "provenance.json",
                                                           "special_tokens_map.json"});
   CHECK(*file->section("chat_template.jinja") == "{{ x }}");
+  CHECK(*file->section("additional_chat_templates:tool_use.jinja") == "{{ y }}");
+  std::filesystem::create_directory(dir / "good/additional_chat_templates/folder.jinja");
+  const auto of_folder = convert({dir / "good", dir / "n", {}, false});
+  REQUIRE(!of_folder.ok());
+  CHECK(of_folder.status().message().find("folder.jinja") != std::string::npos);
+}
+
+TEST_CASE("convert: a chat template that cannot be used is told, and the model still runs") {
+  Source source;
+  const auto said = [&](const char* name, const std::string& text) {
+    TempDir dir;
+    source.files = {{name, text}};
+    source.write(dir / "src");
+    Notes notes;
+    const auto summary = convert({dir / "src", dir / "m", {}, false}, notes.callbacks());
+    REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+    for (const std::string& note : notes.texts)
+      if (note.find("chat template") != std::string::npos) return note;
+    return std::string();
+  };
+  CHECK(said("chat_template.jinja", "{{ messages[0].content }}").empty());
+  const std::string include = said("chat_template.jinja", "a\nb\n{% include 'x' %}");
+  CHECK_MESSAGE(include.find("chat_template.jinja: ") != std::string::npos, include);
+  CHECK_MESSAGE(include.find("line 3") != std::string::npos, include);
+  CHECK_MESSAGE(include.find("include") != std::string::npos, include);
+  CHECK(said("tokenizer_config.json", R"({"chat_template": 3})").find("got an integer") != std::string::npos);
+  CHECK(said("chat_template.json", R"({"chat_template": "{{"})").find("chat_template.json: ") !=
+        std::string::npos);
+}
+
+TEST_CASE("convert: links to files that were not fetched") {
+  TempDir dir;
+  const Source source;
+  source.write(dir / "one");
+  source.write_sharded(dir / "several");
+  const auto says = [&](const std::string& folder, const std::string& name, const std::string& part) {
+    std::filesystem::remove(folder + "/" + name);
+    std::filesystem::create_symlink("../blobs/none", folder + "/" + name);
+    const Status status = convert({folder, dir / "m", {}, false}).status();
+    CHECK(status.code() == Code::NotFound);
+    CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
+  };
+  says(dir / "one", "model.safetensors",
+       "model.safetensors: it is a link to ../blobs/none, and nothing is there");
+  says(dir / "several", "1.safetensors", "are missing: 1.safetensors (a link to nothing)");
+  says(dir / "several", "config.json", "config.json: it is a link to ../blobs/none");
 }
 
 TEST_CASE("convert: source and destination") {

@@ -74,7 +74,9 @@ SessionOptions options_of(const Model& model, int gpus) {
 
 // The logits of a prompt and of two tokens after it.
 std::vector<float> logits_of(Model& model, const SessionOptions& options) {
-  const auto session = take(Session::create(model, options));
+  const auto session = take(Session::plan(model, options));
+  const Status allocated = session->allocate();
+  REQUIRE_MESSAGE(allocated.ok(), allocated.message());
   std::vector<float> out;
   const std::vector<int32_t> ids = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4};
   const auto eval = [&](std::span<const int32_t> tokens) {
@@ -190,7 +192,7 @@ TEST_CASE("a configuration alone is planned as its converted model") {
     int64_t file = 0;
     for (const auto& extent : model->file().extents()) file += extent.bytes;
     SessionOptions o = options_of(*model, 0);
-    CHECK(take(Session::plan(*outline, o)).memory[0].weights == file);
+    CHECK(take(Session::plan(*outline, o))->layout().memory[0].weights == file);
     CHECK(std::abs(double(model->bytes_per_token()) -
                    decode_speed(model->config(), b, Placement(model->config(), 0),
                                 {false, 0, lite::DType::F32, std::vector<double>{1}, 1})
@@ -207,7 +209,7 @@ TEST_CASE("the released V3 is divided by bytes read per byte stored") {
   o.mtp = false;
   o.kv = lite::DType::BF16;
   o.gpu_memory = int64_t(24) << 30;
-  const SessionPlan plan = take(Session::plan(*model, o));
+  const SessionPlan plan = take(Session::plan(*model, o))->layout();
   const Placement& p = plan.placement;
   CHECK(p.device(-1, Role::Embed) == 0);
   CHECK(p.device(-1, Role::Head) == 1);
@@ -230,7 +232,7 @@ TEST_CASE("the released V3 is divided by bytes read per byte stored") {
   o = options_of(*model, 8);
   o.mtp = false;
   o.gpu_memory = int64_t(80) << 30;
-  const Placement eight = take(Session::plan(*model, o)).placement;
+  const Placement eight = take(Session::plan(*model, o))->layout().placement;
   for (int layer = 0; layer < 61; ++layer) {
     CHECK(eight.device(layer, Role::Attention) >= (layer ? eight.device(layer - 1, Role::Attention) : 1));
     for (int e = 0; layer >= 3 && e < 256; ++e) CHECK(eight.expert_device(layer, e) > 0);

@@ -229,7 +229,7 @@ TEST_CASE("checkpoint: no weights, and what is there instead") {
   refused_folder(dir, Code::Corrupt, {"model.safetensors", "git lfs pull"});
   std::filesystem::remove(dir / "model.safetensors");
   std::filesystem::create_symlink(dir / "gone", dir / "model.safetensors");
-  refused_folder(dir, Code::NotFound, {"model.safetensors", "No such file"});
+  refused_folder(dir, Code::NotFound, {"model.safetensors: it is a link to ", ", and nothing is there"});
   spill(dir / kIndex, "{}");
   refused_folder(dir, Code::Corrupt, {"both model.safetensors and model.safetensors.index.json"});
 }

@@ -36,7 +36,7 @@ std::string forged(std::string bytes, size_t offset, T value) {
 
 // Offsets of docs/format.md.
 constexpr size_t kVersion = 8, kSequences = 12, kBytes = 16, kModel = 24, kAttention = 56, kGemm = 60,
-                 kKv = 64, kMtp = 68, kRowBytes = 72, kLengths = 80;
+                 kKv = 64, kMtp = 68, kExact = 72, kPath = 76, kRowBytes = 88, kLengths = 96;
 
 }  // namespace
 
@@ -98,6 +98,42 @@ TEST_CASE("save, load, go on: the same bits, in a session of another shape") {
     ok(eval(second, {last}));
     CHECK(logits(second, 0, vocab) == before);
   }
+}
+
+TEST_CASE("a saved session is bound to what computed it") {
+  const auto on = [](const char* backend, const char* isa) {
+    dsv3_model_options o = {};
+    o.struct_size = sizeof o;
+    o.backend = backend;
+    o.isa = isa;
+    dsv3_model* model = nullptr;
+    ok(dsv3_model_open(packed("ds3-f32").c_str(), &o, &model));
+    return Model(model);
+  };
+  const Model portable = on("cpu", "portable"), ref = on("ref", nullptr);
+  dsv3_session_options exact = options(64, 1);
+  exact.exact = 1;
+  const Session a = session(portable, options(64, 1)), b = session(portable, exact),
+                c = session(ref, options(64, 1)), d = session(ref, exact);
+  for (const Session* s : {&a, &b, &c, &d}) ok(eval(*s, {1, 2, 3}));
+  const auto refused = [](const Session& from, const Session& into, const std::string& part) {
+    const std::string before = saved(into);
+    failed(load(into, saved(from)), DSV3_INVALID_ARGUMENT, part);
+    CHECK(saved(into) == before);
+  };
+  refused(a, b, "option exact off, and this session has on; make the session with the same");
+  refused(b, a, "option exact on");
+  refused(b, c, "computed on path portable, and this model on ref");
+  refused(c, b, "computed on path ref, and this model on portable");
+  ok(load(c, saved(d)));  // the reference is exact in any case
+  dsv3_model* model = nullptr;
+  dsv3_model_options avx2 = {};
+  avx2.struct_size = sizeof avx2;
+  avx2.isa = "avx2";
+  if (dsv3_model_open(packed("ds3-f32").c_str(), &avx2, &model) == DSV3_UNSUPPORTED) return;
+  const Model other(model);
+  const Session e = session(other, options(64, 1));
+  refused(a, e, "computed on path portable, and this model on avx2");
 }
 
 TEST_CASE("an empty session is saved and loaded; a small buffer is left alone") {
@@ -191,13 +227,16 @@ TEST_CASE("saved sessions: every cut, every flipped byte and every forged field 
   bytes[good.size() / 2] ^= 1;
   refused(bytes, DSV3_CORRUPT, "checksum");
 
-  refused(forged<uint32_t>(good, kVersion, 2), DSV3_UNSUPPORTED, "got version 2, expected 1");
+  refused(forged<uint32_t>(good, kVersion, 1), DSV3_UNSUPPORTED, "got version 1, expected 2");
   refused(forged<uint64_t>(good, kBytes, good.size() + 1), DSV3_CORRUPT, "that it was saved with");
   refused(forged<char>(good, kModel, '\n'), DSV3_INVALID_ARGUMENT, "the model with id ?");
   refused(forged<uint32_t>(good, kAttention, 2), DSV3_INVALID_ARGUMENT, "option attention expanded");
   refused(forged<uint32_t>(good, kGemm, 7), DSV3_INVALID_ARGUMENT, "option gemm ?, and this session has f32");
   refused(forged<uint32_t>(good, kKv, 1), DSV3_INVALID_ARGUMENT, "option kv bf16");
   refused(forged<uint32_t>(good, kMtp, 1), DSV3_INVALID_ARGUMENT, "option mtp on");
+  refused(forged<uint32_t>(good, kExact, 1), DSV3_INVALID_ARGUMENT, "option exact on");
+  refused(forged<char>(good, kPath, '\n'), DSV3_INVALID_ARGUMENT, "computed on path ?");
+  refused(forged<char>(good, kPath + 11, 'x'), DSV3_INVALID_ARGUMENT, "computed on path ");
   refused(forged<uint64_t>(good, kRowBytes, 0), DSV3_CORRUPT, "0 bytes a token");
   refused(forged<uint32_t>(good, kSequences, 3), DSV3_INVALID_ARGUMENT, "larger max_seqs");
   refused(forged<uint32_t>(good, kSequences, 0xFFFFFFFF), DSV3_INVALID_ARGUMENT, "4294967295 sequences");

@@ -4,18 +4,21 @@
 #include <string>
 #include <vector>
 
+#include "convert/convert.h"
 #include "dsv3.h"
+#include "tests/unit/temp_dir.h"
 
 namespace {
 
 const std::string kRoot = std::string(DSV3_SOURCE_DIR) + "/tests/golden/";
 
 struct Handles {
-  dsv3_template* chat_template = nullptr;
+  dsv3_template *chat_template = nullptr, *other = nullptr;
   dsv3_tokenizer* tokenizer = nullptr;
   dsv3_output* output = nullptr;
   ~Handles() {
     dsv3_template_free(chat_template);
+    dsv3_template_free(other);
     dsv3_tokenizer_free(tokenizer);
     dsv3_output_free(output);
   }
@@ -99,6 +102,23 @@ TEST_CASE("template API: wrong arguments and files") {
   CHECK(dsv3_template_open((kRoot + "absent").c_str(), nullptr, &none) == DSV3_NOT_FOUND);
   CHECK(dsv3_template_open(kRoot.c_str(), nullptr, &none) == DSV3_NOT_FOUND);
   CHECK(dsv3_template_open((kRoot + "templates/qwen3.jinja").c_str(), "rag", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(says("none named \"rag\""));
+  const std::string longest(1 << 20, 'x'), too_long = longest + "x";
+  REQUIRE(dsv3_template_parse(longest.data(), longest.size(), nullptr, &h.other) == DSV3_OK);
+  CHECK(dsv3_template_parse(too_long.data(), too_long.size(), nullptr, &none) == DSV3_UNSUPPORTED);
+  CHECK(says("got 1048577 bytes, expected at most 1048576"));
+  TempDir dir;
+  spill(dir / "long.jinja", too_long);
+  CHECK(dsv3_template_open((dir / "long.jinja").c_str(), nullptr, &none) == DSV3_UNSUPPORTED);
+  CHECK(says("got 1048577 bytes, expected at most 1048576"));
+  // Every message names its file once.
+  for (const char* path : {"/absent.jinja", "/absent", "/"}) {
+    const std::string whole = dir.path() + path;
+    CHECK(dsv3_template_open(whole.c_str(), nullptr, &none) == DSV3_NOT_FOUND);
+    const std::string message = dsv3_last_error();
+    CHECK_MESSAGE(message.find(whole) == message.rfind(whole), message);
+    CHECK_MESSAGE(message.find("open ") == message.rfind("open "), message);
+  }
   CHECK(dsv3_template_parse(nullptr, 1, nullptr, &none) == DSV3_INVALID_ARGUMENT);
   CHECK(dsv3_template_parse("{{", 2, nullptr, &none) == DSV3_CORRUPT);
   CHECK(dsv3_template_parse("{% include 'x' %}", 17, nullptr, &none) == DSV3_UNSUPPORTED);
@@ -108,6 +128,35 @@ TEST_CASE("template API: wrong arguments and files") {
   CHECK(dsv3_model_template(nullptr, nullptr, &none) == DSV3_INVALID_ARGUMENT);
   CHECK(none == nullptr);
   dsv3_template_free(nullptr);
+}
+
+TEST_CASE("template API: named templates of an open model") {
+  TempDir dir;
+  std::filesystem::copy(kRoot + "cases/ds3-f32", dir / "checkpoint");
+  std::filesystem::create_directory(dir / "checkpoint/additional_chat_templates");
+  spill(dir / "checkpoint/chat_template.jinja", "plain");
+  spill(dir / "checkpoint/additional_chat_templates/tool_use.jinja", "tools");
+  spill(dir / "checkpoint/additional_chat_templates/rag.jinja", "rag");
+  REQUIRE(dsv3::convert({dir / "checkpoint", dir / "m.dsv3", {}, false}).ok());
+  dsv3_model* model = nullptr;
+  REQUIRE(dsv3_model_open((dir / "m.dsv3").c_str(), nullptr, &model) == DSV3_OK);
+  const auto rendered = [&](const char* name, const std::string& arguments) {
+    Handles h;
+    REQUIRE(dsv3_model_template(model, name, &h.chat_template) == DSV3_OK);
+    char text[16];
+    size_t n = 0;
+    REQUIRE(dsv3_template_render(h.chat_template, arguments.data(), arguments.size(), nullptr, text, 16, &n,
+                                 nullptr, 0, nullptr) == DSV3_OK);
+    return std::string(text, n);
+  };
+  CHECK(rendered(nullptr, "{}") == "plain");
+  CHECK(rendered(nullptr, R"({"tools": [1]})") == "tools");
+  CHECK(rendered("rag", R"({"tools": [1]})") == "rag");
+  dsv3_template* none = nullptr;
+  for (const char* name : {"x", "../rag", "a:b", "../../chat_template"})
+    CHECK(dsv3_model_template(model, name, &none) != DSV3_OK);
+  CHECK(none == nullptr);
+  CHECK(dsv3_model_close(model) == DSV3_OK);
 }
 
 TEST_CASE("output API: events in order, each for one call") {
@@ -142,6 +191,16 @@ TEST_CASE("output API: events in order, each for one call") {
   CHECK(dsv3_output_add(h.output, nullptr, 1) == DSV3_INVALID_ARGUMENT);
   CHECK(dsv3_output_finish(nullptr) == DSV3_INVALID_ARGUMENT);
   CHECK(dsv3_output_next(nullptr, &event) == 0);
+  CHECK(says("\"output\" is null"));
   CHECK(dsv3_output_next(h.output, nullptr) == 0);
+  CHECK(says("\"event\" is null"));
+  dsv3_output_free(h.output);
+  REQUIRE(dsv3_output_new("", 0, &h.output) == DSV3_OK);
+  REQUIRE(dsv3_output_add(h.output, "x", 1) == DSV3_OK);
+  event.struct_size = 0;
+  CHECK(dsv3_output_next(h.output, &event) == 0);
+  CHECK(says("dsv3_output_event: struct_size is 0"));
+  event.struct_size = sizeof event;
+  CHECK(dsv3_output_next(h.output, &event) == 1);  // nothing is lost
   dsv3_output_free(nullptr);
 }

@@ -203,7 +203,8 @@ TEST_CASE("tokenizer.json: models that are not implemented, ids and merges that 
     json.set("tokenizer_type", "x");
     refused(file(json), Code::Unsupported, "tokenizer.json: field \"tokenizer_type\"");
   }
-  refused({{"tokenizer.json", "[]"}}, Code::Unsupported, "decoder: null");
+  refused({{"tokenizer.json", "[]"}}, Code::Corrupt, "got a list, expected the tokenizer's definition");
+  refused({{"tokenizer.json", "{}"}}, Code::Corrupt, "got an object without an object \"model\"");
   refused({{"tokenizer.json", ""}}, Code::Corrupt, "tokenizer.json");
   refused({}, Code::NotFound, "neither tokenizer.json nor tiktoken.model");
 }

@@ -5,10 +5,6 @@
 
 namespace dsv3::jinja {
 
-namespace {
-constexpr size_t kMaxSource = 1 << 20;  // bytes; the longest released template has some 30 000
-}
-
 Template::Template(std::vector<Statement> body)
     : body_(std::make_unique<const std::vector<Statement>>(std::move(body))) {}
 Template::Template(Template&&) noexcept = default;
@@ -17,7 +13,8 @@ Template::~Template() = default;
 
 Result<Template> Template::parse(std::string_view source) {
   if (source.size() > kMaxSource)
-    return lite::unsupported("chat template: ", source.size(), " bytes, at most ", kMaxSource);
+    return lite::unsupported("chat template: ", "got ", source.size(), " bytes, expected at most ",
+                             kMaxSource);
   Result<std::vector<Statement>> body = jinja::parse(source);
   if (!body.ok()) return body.status().in("chat template");
   return Template(std::move(*body));

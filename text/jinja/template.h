@@ -40,7 +40,9 @@ struct Rendered {
 
 class Template {
  public:
-  // Corrupt: not a template. Unsupported: something not implemented, by name. Both with the line.
+  static constexpr size_t kMaxSource = 1 << 20;  // bytes; the longest released template has some 30 000
+
+  // Corrupt: not a template. Unsupported: something not implemented, by name, both with the line; or too long.
   static lite::Result<Template> parse(std::string_view source);
   Template(Template&&) noexcept;
   Template& operator=(Template&&) noexcept;
