@@ -101,10 +101,11 @@ Result<Consumer> Consumer::make(Plan* from, const std::string& out, const Conver
   return consumer;
 }
 
-Status Consumer::durable(const std::vector<size_t>& extents) {
+Status Consumer::durable(const std::vector<size_t>& extents, lite::PackWriter* writer) {
   for (const size_t e : extents)
     for (const size_t s : shards_of_[e])
       if (--shards_[s].waiting == 0) {
+        LITE_TRY(writer->hold_only_copy());
         LITE_TRY(remove(shards_[s]));
         consumed_ = true;
       }

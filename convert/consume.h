@@ -18,8 +18,9 @@ class Consumer {
 
   // By extent: bytes that will be freed on the disk of `out` once it is durable.
   const std::vector<int64_t>& frees() const { return frees_; }
-  // These have become durable: deletes what is not needed any more.
-  Status durable(const std::vector<size_t>& extents);
+  // These have become durable: deletes what is not needed any more, once the writer's journal says that it may be
+  // gone.
+  Status durable(const std::vector<size_t>& extents, lite::PackWriter* writer);
   bool has_consumed() const { return consumed_; }
 
  private:

@@ -137,6 +137,7 @@ Status Conversion::take_up() {
                                   "cannot go on in ",
                                   options_.out, ": ", why,
                                   "; give that conversion's OUT and options, or get the checkpoint again");
+  if (text && !known) LITE_TRY(lite::check_no_only_copy(options_.out));
   if (text && !known) note("an unfinished conversion to " + options_.out + " is started over: " + why);
   LITE_TRY(plan_.lay_out(known ? &*known : nullptr));
   Json::Array pairs;
@@ -156,7 +157,7 @@ Status Conversion::stream(lite::PackWriter* writer, Consumer* consumer) const {
     if (writer->finished(i)) done += bytes;
     (writer->finished(i) ? before : to_do).push_back(i);
   }
-  if (consumer) LITE_TRY(consumer->durable(before));
+  if (consumer) LITE_TRY(consumer->durable(before, writer));
   Progress progress(callbacks_, "convert " + options_.source, done, total);
   const auto make = [&]() -> std::function<Status(size_t)> {
     auto reader = std::make_shared<TensorReader>([&](int64_t bytes) { return progress.add(bytes); });
@@ -171,7 +172,7 @@ Status Conversion::stream(lite::PackWriter* writer, Consumer* consumer) const {
   };
   const auto make_durable = [&]() -> Status {
     LITE_ASSIGN(const std::vector<size_t> extents, writer->sync());
-    return consumer ? consumer->durable(extents) : Status();
+    return consumer ? consumer->durable(extents, writer) : Status();
   };
   LITE_TRY(progress.add(0));
   LITE_TRY(run_jobs(to_do.size(), options_.threads, make, make_durable));

@@ -54,6 +54,10 @@ Status write_failed(const std::string& path, int64_t offset, int error) {
   return errno_status(str("write ", path, ": ", why, " at byte ", offset), error);
 }
 
+bool Journal::Content::is_only_copy() const {
+  return std::any_of(records.begin(), records.end(), [](const Record& r) { return r.extent == kOnlyCopy; });
+}
+
 Journal::~Journal() {
   if (fd_ >= 0) ::close(fd_);
 }

@@ -21,6 +21,8 @@ class Journal {
   };
   // A record of this extent says that every file is complete and is getting its name.
   static constexpr uint32_t kPublishing = 0xFFFFFFFF;
+  // One of this says that the caller deletes what it has written from: nobody may begin anew in these files' place.
+  static constexpr uint32_t kOnlyCopy = 0xFFFFFFFE;
 
   struct Content {
     uint32_t file_count = 0;
@@ -28,6 +30,8 @@ class Journal {
     std::string key;
     std::vector<Record> records;
     int64_t bytes = 0;  // of the journal up to the last good record
+
+    bool is_only_copy() const;
   };
 
   Journal() = default;

@@ -81,6 +81,16 @@ Status give_names(const std::string& path, uint32_t count, bool named_before) {
   return sync_folder(path);
 }
 
+Status check_no_only_copy(const std::string& path, const std::optional<Journal::Content>& journal) {
+  if (!journal || !journal->is_only_copy()) return {};
+  const std::string partial = part_path(path, 0, journal->file_count) + ".partial";
+  return invalid_argument(
+      "create ", path, ": ", partial,
+      " holds the only copy of weights whose files were deleted as they were converted; finish "
+      "that conversion with its own command, or, to lose them, delete ",
+      partial, " and ", path, ".journal");
+}
+
 }  // namespace
 
 struct PackWriter::Impl {
@@ -107,6 +117,7 @@ struct PackWriter::Impl {
   bool mine = false;     // the lock is held: partial files and journal are this writer's
   bool finished = false;
   Journal journal;
+  bool only_copy = false;           // and the journal says so
   std::mutex syncing;               // one sync at a time
   std::mutex mutex;                 // of what is below
   int64_t durable_bytes = 0;        // of extents
@@ -132,6 +143,7 @@ struct PackWriter::Impl {
   std::array<uint8_t, 16> layout() const;
   Status start();
   bool resume(const Journal::Content& content);
+  Status may_begin_anew(const std::optional<Journal::Content>& old) const;
   Status begin_anew(const std::optional<Journal::Content>& old);
   Status check_disk() const;
   int64_t allocated() const;
@@ -140,6 +152,7 @@ struct PackWriter::Impl {
   Status explain(Status failure, int error) const;
   void finish_extent(size_t extent, uint64_t checksum);
   Result<std::vector<size_t>> sync();
+  Status hold_only_copy();
   void set_model_id();
   Status write_indexes();
   Status publish(const std::function<void()>& named);
@@ -342,25 +355,25 @@ Status PackWriter::Impl::start() {
   }
   LITE_ASSIGN(const int first, open_partial(partial(0)));
   fds.push_back(first);
-  mine = true;
   const std::optional<Journal::Content> old = Journal::read(journal_path());
   const bool same = old && !options.resume_key.empty() && old->key == options.resume_key &&
                     old->file_count == parts.size() && old->layout == layout();
-  Status started;
-  if (same && resume(*old)) {
-    started = check_disk();  // what is there stays there, whatever that says
-  } else {
-    started = begin_anew(old);
-    if (!started.ok() && !options.only_resume) remove_files();
-  }
-  if (started.ok() && journal.is_open()) journal.reserve(extents.size() + 1);
+  const bool goes_on = same && resume(*old);
+  if (!goes_on) LITE_TRY(may_begin_anew(old));
+  mine = true;
+  // Of what is gone on with, all stays there, whatever the disk has room for.
+  const Status started = goes_on ? check_disk() : begin_anew(old);
+  if (!started.ok() && !goes_on) remove_files();
+  if (started.ok() && journal.is_open()) journal.reserve(extents.size() + 2);
   return started;
 }
 
 // Takes up what the journal tells of; false when the files are not as it says.
 bool PackWriter::Impl::resume(const Journal::Content& content) {
   std::vector<int64_t> end(parts.size());  // of the durable data of each file
+  only_copy = content.is_only_copy();
   for (const Journal::Record& r : content.records) {
+    if (r.extent == Journal::kOnlyCopy) continue;
     if (r.extent >= extents.size()) return false;
     ExtentRecord& e = extents[r.extent];
     if (state[r.extent] == State::ToDo) durable_bytes += int64_t(e.bytes);
@@ -378,12 +391,22 @@ bool PackWriter::Impl::resume(const Journal::Content& content) {
   return journal.resume(journal_path(), content).ok();
 }
 
-Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) {
+// Where it may not, everything is left as it was.
+Status PackWriter::Impl::may_begin_anew(const std::optional<Journal::Content>& old) const {
+  Status may = check_no_only_copy(path, old);
   if (options.only_resume)
-    return corrupt("create ", path, ": the partial files of the earlier start are not there any more");
+    may = corrupt("create ", path, ": the partial files of the earlier start are not there any more");
+  struct stat s;
+  if (!may.ok() && fstat(fds[0], &s) == 0 && s.st_size == 0)
+    ::unlink(partial(0).c_str());  // maybe made just now
+  return may;
+}
+
+Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) {
   durable_bytes = 0;
   std::fill(state.begin(), state.end(), State::ToDo);
   for (ExtentRecord& e : extents) e.checksum = 0;
+  only_copy = false;
   for (size_t i = 1; i < fds.size(); ++i)
     if (fds[i] >= 0) ::close(fds[i]);
   fds.resize(1);
@@ -488,6 +511,15 @@ Result<std::vector<size_t>> PackWriter::Impl::sync() {
     durable_bytes += int64_t(extents[i].bytes);
   }
   return done;
+}
+
+Status PackWriter::Impl::hold_only_copy() {
+  const std::lock_guard one(syncing);
+  if (only_copy) return {};
+  if (!journal.is_open()) return invalid_argument("write ", path, ": without a resume key nothing goes on");
+  LITE_TRY(journal.add({{Journal::kOnlyCopy, 0, 0}}));
+  only_copy = true;
+  return {};
 }
 
 void PackWriter::Impl::set_model_id() {
@@ -652,6 +684,10 @@ Result<std::vector<size_t>> PackWriter::sync() {
   return impl_->sync();
 }
 
+Status PackWriter::hold_only_copy() {
+  return impl_->hold_only_copy();
+}
+
 Status PackWriter::write(std::span<const std::byte> bytes) {
   Impl& impl = *impl_;
   while (!bytes.empty()) {
@@ -721,6 +757,10 @@ Result<std::optional<std::string>> finish_naming(const std::string& path,
   if (named) named();
   ::unlink((path + ".journal").c_str());
   return std::optional(part_path(path, 0, content->file_count));
+}
+
+Status check_no_only_copy(const std::string& path) {
+  return check_no_only_copy(path, Journal::read(path + ".journal"));
 }
 
 std::optional<std::string> unfinished_key(const std::string& path) {

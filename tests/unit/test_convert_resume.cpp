@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <algorithm>
 
+#include "convert/random.h"
 #include "tests/unit/convert_source.h"
 
 using namespace convert_test;
@@ -208,6 +209,39 @@ TEST_CASE("convert: shards are consumed, and an interrupted conversion needs the
     CHECK(shards_in(dir / "src").empty());
     CHECK(!fs::exists(dir / "m.journal"));
   }
+}
+
+TEST_CASE("convert: nothing begins anew where the only copy of consumed weights lies") {
+  TempDir dir;
+  const Source source;
+  source.write_sharded(dir / "src");
+  source.write(dir / "other");
+  REQUIRE(convert(to(dir, "good")).ok());
+  CHECK(!interrupted(to(dir, "m", true), 1.0).ok());
+  CHECK(!interrupted(to(dir, "m", true), 0.0).ok());  // what is durable is consumed at the start
+  const std::vector<std::string> left = shards_in(dir / "src");
+  REQUIRE(std::any_of(left.begin(), left.end(), [](const auto& n) { return n.ends_with(".consumed"); }));
+  const std::string partial = slurp(dir / "m.partial"), journal = slurp(dir / "m.journal");
+
+  ConvertOptions other = to(dir, "m");
+  other.source = dir / "other";
+  RandomOptions random;
+  random.config = dir / "other/config.json";
+  random.out = dir / "m";
+  for (const bool force : {false, true}) {
+    other.force = random.force = force;
+    says(convert(other).status(), Code::InvalidArgument, {"m.partial holds the only copy", "m.journal"});
+    other.split_bytes = 220'000;
+    says(convert(other).status(), Code::InvalidArgument, {"m.partial holds the only copy"});
+    other.split_bytes = 0;
+    says(write_random_model(random, {}).status(), Code::InvalidArgument, {"m.partial holds the only copy"});
+  }
+  CHECK(slurp(dir / "m.partial") == partial);
+  CHECK(slurp(dir / "m.journal") == journal);
+  const auto summary = convert(to(dir, "m", true));
+  REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+  CHECK(dir.names().size() == 4);
 }
 
 TEST_CASE("convert: only what is in the packed file is consumed, and nothing that others use") {

@@ -328,6 +328,37 @@ TEST_CASE("pack: another layout or key begins anew, and leaves no files of befor
     CHECK(create(c, dir / "m", options).status().code() == Code::Corrupt);
     CHECK(slurp(dir / "m.partial") == before);
   }
+  SUBCASE("nor over the only copy") {
+    TempDir dir;
+    {
+      auto writer = create(c, dir / "m", split(0, "a"));
+      REQUIRE(writer.ok());
+      write_extent(&*writer, c, 0);
+      REQUIRE(writer->sync().ok());
+      for (int i = 0; i < 2; ++i) REQUIRE(writer->hold_only_copy().ok());
+    }
+    const std::string partial = slurp(dir / "m.partial"), journal = slurp(dir / "m.journal");
+    for (const PackOptions& options : {split(0, "b"), split(60'000, "a"), PackOptions()}) {
+      const Status refused = create(c, dir / "m", options).status();
+      CHECK(refused.code() == Code::InvalidArgument);
+      CHECK_MESSAGE(refused.message().find((dir / "m.partial") + " holds the only copy") != std::string::npos,
+                    refused.message());
+      CHECK(slurp(dir / "m.partial") == partial);
+      CHECK(slurp(dir / "m.journal") == journal);
+      CHECK(dir.names().size() == 2);
+    }
+    {
+      auto writer = create(c, dir / "m", split(0, "a"));  // the same one goes on, and holds it still
+      REQUIRE(writer.ok());
+      CHECK(writer->finished(0));
+      REQUIRE(writer->hold_only_copy().ok());
+    }
+    CHECK(slurp(dir / "m.journal") == journal);
+    CHECK(!check_no_only_copy(dir / "m").ok());
+    std::filesystem::remove(dir / "m.partial");
+    std::filesystem::remove(dir / "m.journal");
+    CHECK(c.write(dir / "m").ok());
+  }
   SUBCASE("discarded") {
     TempDir dir;
     auto writer = create(c, dir / "m", split(60'000, "a"));
