@@ -124,12 +124,11 @@ Status Consumer::remove(const Shard& shard) const {
   return {};
 }
 
-void remove_consumed_headers(const std::string& folder) {
+void remove_consumed_headers(const std::string& folder, const std::vector<std::string>& shards) {
   std::error_code error;
-  std::vector<fs::path> found;
-  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error))
-    if (at->path().string().ends_with(std::string(".safetensors") + kConsumed)) found.push_back(at->path());
-  for (const fs::path& path : found) fs::remove(path, error);
+  for (const std::string& name : shards)
+    if (name.ends_with(".safetensors") && name.find('/') == std::string::npos)
+      fs::remove(folder + "/" + name + kConsumed, error);
 }
 
 }  // namespace dsv3

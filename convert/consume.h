@@ -37,7 +37,7 @@ class Consumer {
   bool consumed_ = false;  // a shard is gone
 };
 
-// Removes what consumed shards have left in a folder, when the packed file is complete.
-void remove_consumed_headers(const std::string& folder);
+// Removes what these shards have left in a folder where they were consumed, when the packed file is complete.
+void remove_consumed_headers(const std::string& folder, const std::vector<std::string>& shards);
 
 }  // namespace dsv3

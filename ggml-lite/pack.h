@@ -143,10 +143,16 @@ class PackWriter {
   std::unique_ptr<Impl> impl_;
 };
 
-// Ends the work of a writer of `path` with a resume key that was interrupted while its files got their names, as
-// finish() would have; gives the first file's path, or nothing when there was none such.
-Result<std::optional<std::string>> finish_naming(const std::string& path,
-                                                 const std::function<void()>& named = {});
+// A writer with a resume key that was interrupted while its files got their names.
+struct NamedLate {
+  std::string path;  // of the first file
+  std::string key;
+  bool only_copy;  // hold_only_copy() was called
+};
+// Ends such a writer's work as finish() would have; nothing when there was none, or its files are not there any more.
+// Busy while that writer is still at it.
+Result<std::optional<NamedLate>> finish_naming(const std::string& path,
+                                               const std::function<void(const NamedLate&)>& named = {});
 
 // The resume key of a writer of `path` that did not come to its end; nothing when there is none.
 std::optional<std::string> unfinished_key(const std::string& path);

@@ -138,4 +138,9 @@ Status Journal::add(const std::vector<Record>& records) {
   return ::fdatasync(fd_) == 0 ? Status() : write_failed(path_, end_, errno);
 }
 
+Status Journal::remove(const std::string& path) {
+  if (::unlink(path.c_str()) == 0) return sync_folder(path);
+  return errno == ENOENT ? Status() : errno_status("remove " + path, errno);
+}
+
 }  // namespace lite::pack

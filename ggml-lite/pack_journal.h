@@ -53,6 +53,9 @@ class Journal {
   Status add(const std::vector<Record>& records);
   bool is_open() const { return fd_ >= 0; }
 
+  // The journal at `path` is not needed any more; durable when this returns. That there is none is no error.
+  static Status remove(const std::string& path);
+
  private:
   Status open(const std::string& path, int64_t bytes);
   Status write(const void* data, size_t n);

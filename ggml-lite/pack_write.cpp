@@ -29,10 +29,10 @@ constexpr int64_t kWriteBack = int64_t(32) << 20;  // the kernel is told to star
 constexpr int64_t kLag = int64_t(1) << 30;
 
 // Opens `path` for writing and locks it, so that of two writers one fails; a file left by a killed writer
-// carries no lock and is used again.
-Result<int> open_partial(const std::string& path) {
+// carries no lock and is used again. `create` is O_CREAT, or 0 for a file that must be there.
+Result<int> open_locked(const std::string& path, int create) {
   for (;;) {
-    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+    const int fd = ::open(path.c_str(), O_RDWR | create | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     if (fd < 0) return errno_status("create " + path, errno);
     struct stat opened, named;
     Status failure;
@@ -67,6 +67,22 @@ Result<int> open_other_partial(const std::string& path) {
   return invalid_argument("create ", path, ": it is there and is not a file");
 }
 
+// What the journal knows a model by: its index without what the data decide.
+std::array<uint8_t, 16> layout_of(std::vector<std::byte> index) {
+  Header header;
+  std::memcpy(&header, index.data(), sizeof header);
+  header.index_checksum = 0;
+  std::fill(std::begin(header.model_id), std::end(header.model_id), uint8_t(0));
+  std::memcpy(index.data(), &header, sizeof header);
+  const Part extents = header.extents;
+  if (extents.offset <= index.size() && extents.bytes <= index.size() - extents.offset)
+    for (uint64_t at = 0; at + sizeof(ExtentRecord) <= extents.bytes; at += sizeof(ExtentRecord))
+      std::memset(index.data() + extents.offset + at + offsetof(ExtentRecord, checksum), 0, sizeof(uint64_t));
+  Hash hash;
+  hash.add(index.data(), index.size());
+  return hash.digest128();
+}
+
 // From partial files to the real ones, as far as it is not done yet: the first file's name comes last.
 Status give_names(const std::string& path, uint32_t count, bool named_before) {
   for (uint32_t i = count; i-- > 0;) {
@@ -79,6 +95,47 @@ Status give_names(const std::string& path, uint32_t count, bool named_before) {
       return errno_status("rename " + partial + " to " + name, error);
   }
   return sync_folder(path);
+}
+
+// Where a file is that is getting its name.
+std::string partial_or_named(const std::string& name) {
+  struct stat s;
+  return ::stat((name + ".partial").c_str(), &s) == 0 ? name + ".partial" : name;
+}
+
+// Locks a model's first file under whichever name it has; NotFound when it has none.
+Result<int> lock_first(const std::string& name) {
+  auto fd = open_locked(name + ".partial", 0);
+  return fd.ok() || fd.status().code() != Code::NotFound ? std::move(fd) : open_locked(name, 0);
+}
+
+// Whether the files of an interrupted naming are those that the journal tells of, under whichever names.
+Result<bool> is_complete(const std::string& path, const Journal::Content& journal) {
+  Header first = {};
+  for (uint32_t i = 0; i < journal.file_count; ++i) {
+    const auto file = File::open(partial_or_named(part_path(path, i, journal.file_count)));
+    if (file.status().code() == Code::NotFound) return false;
+    if (!file.ok()) return file.status();
+    Header header = {};
+    if (file->bytes() < int64_t(sizeof header)) return false;
+    LITE_TRY(file->read(0, std::as_writable_bytes(std::span(&header, 1))));
+    if (std::string_view(header.magic, sizeof header.magic) != kMagic || header.file_index != i ||
+        header.file_count != journal.file_count || header.file_bytes != uint64_t(file->bytes()))
+      return false;
+    if (i > 0) {
+      if (!std::equal(std::begin(header.model_id), std::end(header.model_id), std::begin(first.model_id)))
+        return false;
+      continue;
+    }
+    first = header;
+    if (header.data_offset < sizeof header ||
+        header.data_offset > uint64_t(std::min(kMaxIndex, file->bytes())))
+      return false;
+    std::vector<std::byte> index(header.data_offset);
+    LITE_TRY(file->read(0, index));
+    if (layout_of(std::move(index)) != journal.layout) return false;
+  }
+  return true;
 }
 
 Status check_no_only_copy(const std::string& path, const std::optional<Journal::Content>& journal) {
@@ -119,6 +176,7 @@ struct PackWriter::Impl {
   Journal journal;
   bool only_copy = false;           // and the journal says so
   std::mutex syncing;               // one sync at a time
+  Status lost;                      // of the first sync that failed: Linux tells of lost data only once
   std::mutex mutex;                 // of what is below
   int64_t durable_bytes = 0;        // of extents
   std::vector<State> state;         // by extent
@@ -152,6 +210,7 @@ struct PackWriter::Impl {
   Status explain(Status failure, int error) const;
   void finish_extent(size_t extent, uint64_t checksum);
   Result<std::vector<size_t>> sync();
+  Result<std::vector<size_t>> sync_once();
   Status hold_only_copy();
   void set_model_id();
   Status write_indexes();
@@ -341,10 +400,7 @@ std::vector<std::byte> PackWriter::Impl::index_of(size_t file) const {
 }
 
 std::array<uint8_t, 16> PackWriter::Impl::layout() const {
-  const std::vector<std::byte> index = first_index();
-  Hash hash;
-  hash.add(index.data(), index.size());
-  return hash.digest128();
+  return layout_of(first_index());
 }
 
 Status PackWriter::Impl::start() {
@@ -353,7 +409,7 @@ Status PackWriter::Impl::start() {
     if (::stat(part.path.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
       return invalid_argument("create ", part.path, ": it is there and is not a file");
   }
-  LITE_ASSIGN(const int first, open_partial(partial(0)));
+  LITE_ASSIGN(const int first, open_locked(partial(0), O_CREAT));
   fds.push_back(first);
   const std::optional<Journal::Content> old = Journal::read(journal_path());
   const bool same = old && !options.resume_key.empty() && old->key == options.resume_key &&
@@ -411,7 +467,7 @@ Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) 
     if (fds[i] >= 0) ::close(fds[i]);
   fds.resize(1);
   // First the journal goes: it must never tell of data that are not there.
-  if (::unlink(journal_path().c_str()) == 0) LITE_TRY(sync_folder(path));
+  LITE_TRY(Journal::remove(journal_path()));
   for (uint32_t i = 0; old && i < old->file_count; ++i) {
     const std::string orphan = part_path(path, i, old->file_count) + ".partial";
     if (orphan != partial(0)) ::unlink(orphan.c_str());
@@ -486,8 +542,16 @@ void PackWriter::Impl::finish_extent(size_t extent, uint64_t checksum) {
   not_durable.push_back(extent);
 }
 
+// What was written before a sync that failed is never noted as durable, whatever the next sync says.
 Result<std::vector<size_t>> PackWriter::Impl::sync() {
   const std::lock_guard one(syncing);
+  if (!lost.ok()) return lost;
+  auto done = sync_once();
+  lost = done.status();
+  return done;
+}
+
+Result<std::vector<size_t>> PackWriter::Impl::sync_once() {
   std::vector<size_t> done;
   std::vector<Journal::Record> records;
   std::vector<bool> touched(parts.size());
@@ -517,9 +581,10 @@ Status PackWriter::Impl::hold_only_copy() {
   const std::lock_guard one(syncing);
   if (only_copy) return {};
   if (!journal.is_open()) return invalid_argument("write ", path, ": without a resume key nothing goes on");
-  LITE_TRY(journal.add({{Journal::kOnlyCopy, 0, 0}}));
-  only_copy = true;
-  return {};
+  if (!lost.ok()) return lost;
+  lost = journal.add({{Journal::kOnlyCopy, 0, 0}});
+  only_copy = lost.ok();
+  return lost;
 }
 
 void PackWriter::Impl::set_model_id() {
@@ -544,10 +609,9 @@ Status PackWriter::Impl::write_indexes() {
 Status PackWriter::Impl::publish(const std::function<void()>& named) {
   if (journal.is_open()) LITE_TRY(journal.add({{Journal::kPublishing, 0, 0}}));
   LITE_TRY(give_names(path, uint32_t(parts.size()), false));
-  if (named) named();
-  if (journal.is_open()) ::unlink(journal_path().c_str());
   finished = true;
-  return {};
+  if (named) named();
+  return journal.is_open() ? Journal::remove(journal_path()) : Status();
 }
 
 void PackWriter::Impl::remove_files() {
@@ -742,21 +806,33 @@ void PackWriter::discard() {
   impl_->finished = true;
 }
 
-Result<std::optional<std::string>> finish_naming(const std::string& path,
-                                                 const std::function<void()>& named) {
-  const std::optional<Journal::Content> content = Journal::read(path + ".journal");
-  if (!content || content->records.empty() || content->records.back().extent != Journal::kPublishing)
-    return std::optional<std::string>();
-  for (uint32_t i = 0; i < content->file_count; ++i) {
-    struct stat s;
-    const std::string name = part_path(path, i, content->file_count);
-    if (::stat((name + ".partial").c_str(), &s) != 0 && ::stat(name.c_str(), &s) != 0)
-      return std::optional<std::string>();
-  }
-  LITE_TRY(give_names(path, content->file_count, true));
-  if (named) named();
-  ::unlink((path + ".journal").c_str());
-  return std::optional(part_path(path, 0, content->file_count));
+Result<std::optional<NamedLate>> finish_naming(const std::string& path,
+                                               const std::function<void(const NamedLate&)>& named) {
+  std::optional<NamedLate> none;
+  const auto is_naming = [](const std::optional<Journal::Content>& journal) {
+    return journal && !journal->records.empty() && journal->records.back().extent == Journal::kPublishing;
+  };
+  const std::string journal_path = path + ".journal";
+  std::optional<Journal::Content> journal = Journal::read(journal_path);
+  if (!is_naming(journal)) return none;
+  const uint32_t count = journal->file_count;
+  const std::string first = part_path(path, 0, count);
+  const auto fd = lock_first(first);
+  if (fd.status().code() == Code::NotFound) return none;
+  if (!fd.ok()) return fd.status();
+  struct Lock {
+    const int fd;
+    ~Lock() { ::close(fd); }
+  } const lock = {*fd};
+  journal = Journal::read(journal_path);  // the lock's last owner may have ended it
+  if (!is_naming(journal) || journal->file_count != count) return none;
+  LITE_ASSIGN(const bool complete, is_complete(path, *journal));
+  if (!complete) return none;
+  LITE_TRY(give_names(path, count, true));
+  const NamedLate late = {first, journal->key, journal->is_only_copy()};
+  if (named) named(late);
+  LITE_TRY(Journal::remove(journal_path));
+  return std::optional(late);
 }
 
 Status check_no_only_copy(const std::string& path) {
