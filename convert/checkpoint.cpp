@@ -5,6 +5,7 @@
 #include <set>
 
 #include "ggml-lite/json.h"
+#include "ggml-lite/printable.h"
 #include "model/sections.h"
 
 namespace dsv3 {
@@ -58,7 +59,7 @@ Status no_weights(const std::string& folder) {
 // A file of the folder itself: an index must not lead anywhere else.
 bool is_plain_name(const std::string& name) {
   return name.ends_with(".safetensors") && name.find_first_of("/\\") == std::string::npos &&
-         std::none_of(name.begin(), name.end(), [](char c) { return uint8_t(c) < 0x20 || c == 0x7F; });
+         !lite::has_controls(name);
 }
 
 Result<ShardOf> read_index(const std::string& folder) {
@@ -81,9 +82,13 @@ Result<ShardOf> read_index(const std::string& folder) {
 }  // namespace
 
 std::string list_names(const std::vector<std::string>& names) {
-  constexpr size_t kMost = 20;
+  constexpr size_t kMost = 20, kMostBytes = 200;
   std::string text;
-  for (size_t i = 0; i < std::min(names.size(), kMost); ++i) text += (i ? ", " : "") + names[i];
+  for (size_t i = 0; i < std::min(names.size(), kMost); ++i) {
+    size_t bytes = std::min(names[i].size(), kMostBytes);
+    while (bytes < names[i].size() && bytes > 0 && (uint8_t(names[i][bytes]) & 0xC0) == 0x80) --bytes;
+    text += (i ? ", " : "") + names[i].substr(0, bytes) + (bytes < names[i].size() ? "..." : "");
+  }
   if (names.size() > kMost) text += lite::str(" and ", names.size() - kMost, " more");
   return text;
 }

@@ -52,7 +52,7 @@ class Checkpoint {
   std::map<std::string_view, Tensor> tensors_;
 };
 
-// "a, b, c and 17 more": names for a message, no more than 20 of them.
+// "a, b, c and 17 more": names for a message, no more than 20 of them, and of each no more than 200 bytes.
 std::string list_names(const std::vector<std::string>& names);
 
 }  // namespace dsv3

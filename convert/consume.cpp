@@ -101,10 +101,11 @@ Result<Consumer> Consumer::make(Plan* from, const std::string& out, const Conver
   return consumer;
 }
 
-Status Consumer::durable(const std::vector<size_t>& extents) {
+Status Consumer::durable(const std::vector<size_t>& extents, lite::PackWriter* writer) {
   for (const size_t e : extents)
     for (const size_t s : shards_of_[e])
       if (--shards_[s].waiting == 0) {
+        LITE_TRY(writer->hold_only_copy());
         LITE_TRY(remove(shards_[s]));
         consumed_ = true;
       }
@@ -123,12 +124,11 @@ Status Consumer::remove(const Shard& shard) const {
   return {};
 }
 
-void remove_consumed_headers(const std::string& folder) {
+void remove_consumed_headers(const std::string& folder, const std::vector<std::string>& shards) {
   std::error_code error;
-  std::vector<fs::path> found;
-  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error))
-    if (at->path().string().ends_with(std::string(".safetensors") + kConsumed)) found.push_back(at->path());
-  for (const fs::path& path : found) fs::remove(path, error);
+  for (const std::string& name : shards)
+    if (name.ends_with(".safetensors") && name.find('/') == std::string::npos)
+      fs::remove(folder + "/" + name + kConsumed, error);
 }
 
 }  // namespace dsv3

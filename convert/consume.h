@@ -18,8 +18,9 @@ class Consumer {
 
   // By extent: bytes that will be freed on the disk of `out` once it is durable.
   const std::vector<int64_t>& frees() const { return frees_; }
-  // These have become durable: deletes what is not needed any more.
-  Status durable(const std::vector<size_t>& extents);
+  // These have become durable: deletes what is not needed any more, once the writer's journal says that it may be
+  // gone.
+  Status durable(const std::vector<size_t>& extents, lite::PackWriter* writer);
   bool has_consumed() const { return consumed_; }
 
  private:
@@ -36,7 +37,7 @@ class Consumer {
   bool consumed_ = false;  // a shard is gone
 };
 
-// Removes what consumed shards have left in a folder, when the packed file is complete.
-void remove_consumed_headers(const std::string& folder);
+// Removes what these shards have left in a folder where they were consumed, when the packed file is complete.
+void remove_consumed_headers(const std::string& folder, const std::vector<std::string>& shards);
 
 }  // namespace dsv3

@@ -28,6 +28,12 @@ std::string dtype_text(const ConvertOptions& options) {
                    options.f8_head ? ", F8_E4M3 head" : "");
 }
 
+std::string full_path(const std::string& folder) {
+  std::error_code error;
+  const fs::path path = fs::canonical(folder, error);
+  return error ? folder : path.string();
+}
+
 // What ties the journal of an unfinished conversion to its checkpoint and options. The aliases are in it because
 // finding them takes data that --consume may have deleted since.
 Json resume_key(const ConvertOptions& options, const Plan& plan) {
@@ -36,6 +42,7 @@ Json resume_key(const ConvertOptions& options, const Plan& plan) {
     shards.set(s.name, Json::Array{s.file.bytes(), s.file.changed_ns()});
   Json key{Json::Object()};
   key.set("converter", DSV3_VERSION_TEXT);
+  key.set("folder", full_path(plan.folder()));
   key.set("dtype", dtype_text(options));
   key.set("split_bytes", options.split_bytes);
   key.set("shards", std::move(shards));
@@ -63,6 +70,15 @@ std::optional<std::vector<lite::PackAlias>> aliases_of(const Json& key) {
     aliases.push_back({*(*names)[0].string(), *(*names)[1].string()});
   }
   return aliases;
+}
+
+// What the shards of that key have left, where they were consumed.
+void remove_headers(const Json& key) {
+  const Json *folder = key.find("folder"), *shards = key.find("shards");
+  if (!folder || !folder->string() || !shards || !shards->object()) return;
+  std::vector<std::string> names;
+  for (const auto& [name, bytes_and_time] : *shards->object()) names.push_back(name);
+  remove_consumed_headers(*folder->string(), names);
 }
 
 class Conversion {
@@ -112,7 +128,7 @@ Result<ConvertSummary> Conversion::run() {
   Status done = stream(&writer, consumer ? &*consumer : nullptr);
   if (done.ok())
     done = writer.finish([&] {
-      if (consumer || consumed_before_) remove_consumed_headers(plan_.folder());
+      if (consumer || consumed_before_) remove_headers(resume_key(options_, plan_));
     });
   if (!done.ok()) return end_early(std::move(done), &writer, consumer ? &*consumer : nullptr);
   return summary(writer);
@@ -137,7 +153,10 @@ Status Conversion::take_up() {
                                   "cannot go on in ",
                                   options_.out, ": ", why,
                                   "; give that conversion's OUT and options, or get the checkpoint again");
+  if (text && !known) LITE_TRY(lite::check_no_only_copy(options_.out));
   if (text && !known) note("an unfinished conversion to " + options_.out + " is started over: " + why);
+  // A folder may be elsewhere by now and its shards still the same.
+  if (known && old->find("folder")) key_.set("folder", *old->find("folder"));
   LITE_TRY(plan_.lay_out(known ? &*known : nullptr));
   Json::Array pairs;
   for (const lite::PackAlias& a : plan_.aliases()) pairs.push_back(Json::Array{a.name, a.target});
@@ -156,7 +175,7 @@ Status Conversion::stream(lite::PackWriter* writer, Consumer* consumer) const {
     if (writer->finished(i)) done += bytes;
     (writer->finished(i) ? before : to_do).push_back(i);
   }
-  if (consumer) LITE_TRY(consumer->durable(before));
+  if (consumer) LITE_TRY(consumer->durable(before, writer));
   Progress progress(callbacks_, "convert " + options_.source, done, total);
   const auto make = [&]() -> std::function<Status(size_t)> {
     auto reader = std::make_shared<TensorReader>([&](int64_t bytes) { return progress.add(bytes); });
@@ -171,7 +190,7 @@ Status Conversion::stream(lite::PackWriter* writer, Consumer* consumer) const {
   };
   const auto make_durable = [&]() -> Status {
     LITE_ASSIGN(const std::vector<size_t> extents, writer->sync());
-    return consumer ? consumer->durable(extents) : Status();
+    return consumer ? consumer->durable(extents, writer) : Status();
   };
   LITE_TRY(progress.add(0));
   LITE_TRY(run_jobs(to_do.size(), options_.threads, make, make_durable));
@@ -214,28 +233,42 @@ ConvertSummary Conversion::summary(const lite::PackWriter& writer) const {
   return out;
 }
 
-// A conversion that was interrupted while its files got their names is complete but for that: what it came to, if
-// it had these options.
+// Whether the conversion of that key, which came to its end as `file`, is the one that is asked for.
+bool is_the_same(const ConvertOptions& options, const Json& key, const lite::PackFile& file) {
+  const auto plan = Plan::make(options, {});
+  if (plan.ok()) return difference(key, resume_key(options, *plan)).empty();
+  // What it has consumed is gone, its headers too: the folder, the configuration and the options are left to tell.
+  const auto folder = find_checkpoint(options.source, options.hub_cache);
+  if (plan.status().code() != Code::NotFound || !folder.ok()) return false;
+  const auto is = [&](const char* member, const Json& value) {
+    const Json* found = key.find(member);
+    return found && found->dump() == value.dump();
+  };
+  const auto config = lite::read_text(*folder + "/config.json", int64_t(1) << 28);
+  const std::string_view* packed = file.section("config.json");
+  return is("folder", full_path(*folder)) && is("dtype", dtype_text(options)) &&
+         is("split_bytes", options.split_bytes) && config.ok() && packed && *packed == *config;
+}
+
+// A conversion to this place that was interrupted while its files got their names is complete but for that. What it
+// came to, if it is the one that is asked for.
 Result<std::optional<ConvertSummary>> end_interrupted(const ConvertOptions& options) {
   std::optional<ConvertSummary> none;
-  const std::optional<std::string> text = lite::unfinished_key(options.out);
-  if (!text || options.dry_run) return none;
-  LITE_ASSIGN(const std::optional<std::string> first, lite::finish_naming(options.out, [&] {
-                const auto folder = find_checkpoint(options.source, options.hub_cache);
-                if (options.consume && folder.ok()) remove_consumed_headers(*folder);
+  if (options.dry_run) return none;
+  LITE_ASSIGN(const std::optional<lite::NamedLate> late,
+              lite::finish_naming(options.out, [](const lite::NamedLate& writer) {
+                const auto key = Json::parse(writer.key, "journal");
+                if (writer.only_copy && key.ok()) remove_headers(*key);
               }));
-  const auto key = Json::parse(*text, "journal");
-  if (!first || !key.ok()) return none;
-  const Json *dtype = key->find("dtype"), *split = key->find("split_bytes");
-  if (!dtype || dtype->dump() != Json(dtype_text(options)).dump() || !split ||
-      split->dump() != Json(options.split_bytes).dump())
-    return none;
-  LITE_ASSIGN(const lite::PackFile file, lite::PackFile::open(*first));
+  if (!late) return none;
+  const auto key = Json::parse(late->key, "journal");
+  const auto file = lite::PackFile::open(late->path);
+  if (!key.ok() || !file.ok() || !is_the_same(options, *key, *file)) return none;
   ConvertSummary out;
-  out.files = file.parts();
-  out.file_bytes = file.file_bytes();
-  for (const auto& item : file.items()) ++(item.alias_of < 0 ? out.tensors : out.aliases);
-  out.has_tokenizer = file.section("tokenizer.json") || file.section("tiktoken.model");
+  out.files = file->parts();
+  out.file_bytes = file->file_bytes();
+  for (const auto& item : file->items()) ++(item.alias_of < 0 ? out.tensors : out.aliases);
+  out.has_tokenizer = file->section("tokenizer.json") || file->section("tiktoken.model");
   return std::optional(std::move(out));
 }
 

@@ -14,6 +14,7 @@
 #include "convert/provenance.h"
 #include "convert/workers.h"
 #include "ggml-lite/file.h"
+#include "model/sections.h"
 
 namespace dsv3 {
 namespace {
@@ -89,7 +90,8 @@ class Export {
   Status collect(const Provenance& provenance);
   Status collect_fused(const std::vector<std::string>& names);
   void add(const std::string& name, const PackFile::Item& item);
-  Status write_all(ExportSummary* summary);
+  Status verify(Progress* progress) const;
+  Status write_all(ExportSummary* summary, Progress* progress);
   Status write_shard(const std::string& path, size_t begin, size_t end, Progress* progress) const;
 
   const PackFile& file_;
@@ -102,6 +104,10 @@ class Export {
 
 Result<ExportSummary> Export::run() {
   const std::string what = "export " + file_.path();
+  for (const std::string& name : file_.section_names())
+    if (!is_known_section(name))
+      return lite::unsupported(what, ": it has a section \"", name,
+                               "\", which this version does not know; try a newer version");
   LITE_ASSIGN(const Provenance provenance, read_provenance(file_));
   if (provenance.dtype)
     return lite::unsupported(what, ": it was made with --dtype ", lite::info(*provenance.dtype).name,
@@ -112,18 +118,23 @@ Result<ExportSummary> Export::run() {
         ": it was made with --head f8, so the checkpoint's own output head is not in it; "
         "convert again without --head");
   std::error_code error;
-  if (fs::exists(folder_, error))
+  if (fs::exists(fs::symlink_status(folder_, error)))  // a link to nothing, too
     return lite::invalid_argument(what, ": ", folder_, " exists; expected the name of a new folder");
   LITE_TRY(collect(provenance).in(what));
   ExportSummary summary;
   summary.dropped = provenance.dropped;
   summary.tensors = int64_t(tensors_.size());
+  int64_t to_do = 0;
+  for (const PackFile::ExtentInfo& e : file_.extents()) to_do += e.bytes;
+  for (const Out& t : tensors_) to_do += t.bytes;
+  Progress progress(callbacks_, what, 0, to_do);
+  LITE_TRY(verify(&progress).in(what));
   if (!fs::create_directory(temporary_, error))
     return error ? lite::io_error("create ", temporary_, ": ", error.message())
                  : lite::invalid_argument(
                        "create ", temporary_,
                        ": it exists, of another export or of one that was killed; remove it");
-  Status done = write_all(&summary);
+  Status done = write_all(&summary, &progress);
   if (done.ok()) {
     fs::rename(temporary_, folder_, error);
     if (error) done = lite::io_error("rename ", temporary_, " to ", folder_, ": ", error.message());
@@ -132,6 +143,16 @@ Result<ExportSummary> Export::run() {
   if (done.ok()) return summary;
   fs::remove_all(temporary_, error);
   return done;
+}
+
+// A checkpoint has no checksums: what is damaged must not become one.
+Status Export::verify(Progress* progress) const {
+  int64_t before = 0;
+  return file_.verify([&](int64_t done, int64_t) {
+    const int64_t more = done - before;
+    before = done;
+    return progress->add(more).ok();
+  });
 }
 
 void Export::add(const std::string& name, const PackFile::Item& item) {
@@ -199,7 +220,7 @@ Status Export::collect_fused(const std::vector<std::string>& names) {
   return {};
 }
 
-Status Export::write_all(ExportSummary* summary) {
+Status Export::write_all(ExportSummary* summary, Progress* progress) {
   std::vector<size_t> begin = {0};  // of each shard
   int64_t bytes = 0, total = 0;
   for (size_t i = 0; i < tensors_.size(); ++i) {
@@ -217,12 +238,11 @@ Status Export::write_all(ExportSummary* summary) {
   int64_t room = total;
   for (const std::string& name : file_.section_names()) room += int64_t(file_.section(name)->size());
   LITE_TRY(lite::check_room(folder_, room));
-  Progress progress(callbacks_, "export " + file_.path(), 0, total);
   Json::Object map;
   for (size_t s = 0; s < shards; ++s) {
     char name[64] = "model.safetensors";
     if (shards > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", s + 1, shards);
-    LITE_TRY(write_shard(temporary_ + "/" + name, begin[s], begin[s + 1], &progress));
+    LITE_TRY(write_shard(temporary_ + "/" + name, begin[s], begin[s + 1], progress));
     for (size_t i = begin[s]; i < begin[s + 1]; ++i) map.emplace_back(tensors_[i].name, name);
   }
   std::vector<std::pair<std::string, std::string>> texts;  // path in the folder, bytes

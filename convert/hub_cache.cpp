@@ -6,6 +6,7 @@
 
 #include "convert/checkpoint.h"
 #include "ggml-lite/file.h"
+#include "ggml-lite/printable.h"
 
 namespace dsv3 {
 namespace {
@@ -28,7 +29,7 @@ bool is_relative(const std::string& text) {
   if (text.empty() || text[0] == '/') return false;
   for (const fs::path& name : fs::path(text))
     if (name.empty() || name == "." || name == "..") return false;
-  return std::none_of(text.begin(), text.end(), [](char c) { return uint8_t(c) < 0x20 || c == 0x7F; });
+  return !lite::has_controls(text);
 }
 
 std::vector<std::string> names_in(const fs::path& folder) {

@@ -14,6 +14,7 @@
 
 #include "convert/convert.h"
 #include "convert/random.h"
+#include "ggml-lite/printable.h"
 #include "version.h"
 
 namespace {
@@ -86,12 +87,10 @@ class Progress {
     open_ = terminal_;
   }
   // Names out of files may be in the line: nothing in it may command the terminal.
-  void say(std::string line) {
-    std::replace_if(
-        line.begin(), line.end(), [](char c) { return uint8_t(c) < 0x20 || c == 0x7F; }, '?');
+  void say(const std::string& line) {
     if (open_) std::fputc('\n', stderr);
     open_ = false;
-    std::fprintf(stderr, "%s\n", line.c_str());
+    std::fprintf(stderr, "%s\n", lite::without_controls(line).c_str());
   }
 
  private:
@@ -137,12 +136,6 @@ struct Arguments {
   int64_t shard_bytes = 5'000'000'000;
 };
 
-std::string printable(std::string text) {
-  std::replace_if(
-      text.begin(), text.end(), [](char c) { return uint8_t(c) < 0x20 || c == 0x7F; }, '?');
-  return text;
-}
-
 // Standard output carries what was asked for: it has all of it, or the program fails.
 int end_of_output(int code) {
   std::cout.flush();
@@ -153,7 +146,8 @@ int end_of_output(int code) {
 
 void print_plan(const dsv3::ConvertSummary& summary) {
   for (const lite::PackPart& file : summary.files)
-    std::printf("%15lld  %s\n", static_cast<long long>(file.bytes), printable(file.path).c_str());
+    std::printf("%15lld  %s\n", static_cast<long long>(file.bytes),
+                lite::without_controls(file.path).c_str());
   std::printf("\n%-15s  %8s  %15s\n", "role", "extents", "bytes");
   for (const auto& use : summary.roles)
     std::printf("%-15s  %8lld  %15lld\n", use.role.c_str(), static_cast<long long>(use.extents),
@@ -265,7 +259,7 @@ int main(int argc, char** argv) {
       "by a\n"
       "termination signal.");
   const auto misused = [](const std::string& why) {
-    std::fprintf(stderr, "dsv3-convert: %s; try dsv3-convert --help\n", printable(why).c_str());
+    std::fprintf(stderr, "dsv3-convert: %s; try dsv3-convert --help\n", lite::without_controls(why).c_str());
     return 2;
   };
   catch_signals();

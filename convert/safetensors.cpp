@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "ggml-lite/json.h"
+#include "ggml-lite/printable.h"
 
 namespace dsv3 {
 namespace {
@@ -45,8 +46,7 @@ bool read_sizes(const Json* list, std::vector<int64_t>* out) {
 // One member of the header; its offset is still relative to the end of the header.
 Result<SafetensorsEntry> read_entry(const std::string& name, const Json& value) {
   const std::string what = "tensor " + quoted(name);
-  if (std::any_of(name.begin(), name.end(), [](char c) { return uint8_t(c) < 0x20 || c == 0x7F; }))
-    return corrupt(what, ": its name has control characters");
+  if (lite::has_controls(name)) return corrupt(what, ": its name has control characters");
   if (!value.object()) return corrupt(what, ": got ", value.type_name(), ", expected an object");
   SafetensorsEntry e;
   e.name = name;

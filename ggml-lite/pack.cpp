@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "ggml-lite/pack_format.h"
+#include "ggml-lite/printable.h"
 
 namespace lite {
 
@@ -106,7 +107,7 @@ Status check_name(std::string_view name) {
   for (size_t i = 0; i < name.size();) {
     const uint8_t b = uint8_t(name[i]);
     const size_t n = b < 0x80 ? 1 : utf8_length(name.substr(i));
-    if (n == 0 || b < 0x20 || b == 0x7F)
+    if (n == 0 || control_bytes(name.substr(i)) > 0)
       return invalid_argument("a name has byte ", int(b), " at ", i, ", expected printable UTF-8");
     i += n;
   }

@@ -124,6 +124,9 @@ class PackWriter {
   // Makes all finished extents durable, notes them in the journal if there is a resume key, and returns those
   // that were not durable before. Thread-safe, and waits for the disk, not for other threads' writing.
   Result<std::vector<size_t>> sync();
+  // To be called before the caller deletes what durable extents were made of: from then on, whatever happens, a
+  // writer of this path that cannot go on from here fails. Needs a resume key. Thread-safe; durable when it returns.
+  Status hold_only_copy();
 
   // The next bytes of the next extent, in order.
   Status write(std::span<const std::byte> bytes);
@@ -141,13 +144,22 @@ class PackWriter {
   std::unique_ptr<Impl> impl_;
 };
 
-// Ends the work of a writer of `path` with a resume key that was interrupted while its files got their names, as
-// finish() would have; gives the first file's path, or nothing when there was none such.
-Result<std::optional<std::string>> finish_naming(const std::string& path,
-                                                 const std::function<void()>& named = {});
+// A writer with a resume key that was interrupted while its files got their names.
+struct NamedLate {
+  std::string path;  // of the first file
+  std::string key;
+  bool only_copy;  // hold_only_copy() was called
+};
+// Ends such a writer's work as finish() would have; nothing when there was none, or its files are not there any more.
+// Busy while that writer is still at it.
+Result<std::optional<NamedLate>> finish_naming(const std::string& path,
+                                               const std::function<void(const NamedLate&)>& named = {});
 
 // The resume key of a writer of `path` that did not come to its end; nothing when there is none.
 std::optional<std::string> unfinished_key(const std::string& path);
+
+// InvalidArgument when a writer of `path` that did not come to its end holds the only copy of its data.
+Status check_no_only_copy(const std::string& path);
 
 // Whether the file at `path` starts as a packed file does; false when it cannot be read.
 bool looks_packed(const std::string& path);

@@ -54,6 +54,10 @@ Status write_failed(const std::string& path, int64_t offset, int error) {
   return errno_status(str("write ", path, ": ", why, " at byte ", offset), error);
 }
 
+bool Journal::Content::is_only_copy() const {
+  return std::any_of(records.begin(), records.end(), [](const Record& r) { return r.extent == kOnlyCopy; });
+}
+
 Journal::~Journal() {
   if (fd_ >= 0) ::close(fd_);
 }
@@ -132,6 +136,11 @@ Status Journal::add(const std::vector<Record>& records) {
   for (const Record& r : records) checked.push_back({r, check_of(r)});
   LITE_TRY(write(checked.data(), checked.size() * sizeof(CheckedRecord)));
   return ::fdatasync(fd_) == 0 ? Status() : write_failed(path_, end_, errno);
+}
+
+Status Journal::remove(const std::string& path) {
+  if (::unlink(path.c_str()) == 0) return sync_folder(path);
+  return errno == ENOENT ? Status() : errno_status("remove " + path, errno);
 }
 
 }  // namespace lite::pack

@@ -21,6 +21,8 @@ class Journal {
   };
   // A record of this extent says that every file is complete and is getting its name.
   static constexpr uint32_t kPublishing = 0xFFFFFFFF;
+  // One of this says that the caller deletes what it has written from: nobody may begin anew in these files' place.
+  static constexpr uint32_t kOnlyCopy = 0xFFFFFFFE;
 
   struct Content {
     uint32_t file_count = 0;
@@ -28,6 +30,8 @@ class Journal {
     std::string key;
     std::vector<Record> records;
     int64_t bytes = 0;  // of the journal up to the last good record
+
+    bool is_only_copy() const;
   };
 
   Journal() = default;
@@ -48,6 +52,9 @@ class Journal {
   // Adds records and waits until they are durable.
   Status add(const std::vector<Record>& records);
   bool is_open() const { return fd_ >= 0; }
+
+  // The journal at `path` is not needed any more; durable when this returns. That there is none is no error.
+  static Status remove(const std::string& path);
 
  private:
   Status open(const std::string& path, int64_t bytes);

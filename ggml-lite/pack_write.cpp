@@ -16,6 +16,7 @@
 #include "ggml-lite/pack.h"
 #include "ggml-lite/pack_format.h"
 #include "ggml-lite/pack_journal.h"
+#include "ggml-lite/pack_naming.h"
 
 namespace lite {
 
@@ -28,35 +29,6 @@ constexpr int64_t kWriteBack = int64_t(32) << 20;  // the kernel is told to star
 // What is written may be ahead of what is durable, and so of what the caller has freed, by this much.
 constexpr int64_t kLag = int64_t(1) << 30;
 
-// Opens `path` for writing and locks it, so that of two writers one fails; a file left by a killed writer
-// carries no lock and is used again.
-Result<int> open_partial(const std::string& path) {
-  for (;;) {
-    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
-    if (fd < 0) return errno_status("create " + path, errno);
-    struct stat opened, named;
-    Status failure;
-    if (fstat(fd, &opened) != 0)
-      failure = errno_status("create " + path, errno);
-    else if (!S_ISREG(opened.st_mode))
-      failure = invalid_argument("create ", path, ": it is there and is not a file");
-    else if (flock(fd, LOCK_EX | LOCK_NB) != 0)
-      failure =
-          errno == EWOULDBLOCK
-              ? Status(Code::Busy, str("create ", path, ": another process is writing it; wait for its end"))
-              : errno_status("lock " + path, errno);
-    if (!failure.ok()) {
-      ::close(fd);
-      return failure;
-    }
-    // The other writer may have renamed or removed the file between our open and our lock: then it is not
-    // ours.
-    if (::stat(path.c_str(), &named) == 0 && named.st_dev == opened.st_dev && named.st_ino == opened.st_ino)
-      return fd;
-    ::close(fd);
-  }
-}
-
 // The other files of a model: whoever holds the first one's lock has these, too.
 Result<int> open_other_partial(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
@@ -67,18 +39,14 @@ Result<int> open_other_partial(const std::string& path) {
   return invalid_argument("create ", path, ": it is there and is not a file");
 }
 
-// From partial files to the real ones, as far as it is not done yet: the first file's name comes last.
-Status give_names(const std::string& path, uint32_t count, bool named_before) {
-  for (uint32_t i = count; i-- > 0;) {
-    const std::string name = part_path(path, i, count), partial = name + ".partial";
-    if (::rename(partial.c_str(), name.c_str()) == 0) continue;
-    // An interrupted writer may have named this one already; a file that is simply gone is a failure.
-    const int error = errno;
-    struct stat status;
-    if (error != ENOENT || !named_before || ::stat(name.c_str(), &status) != 0)
-      return errno_status("rename " + partial + " to " + name, error);
-  }
-  return sync_folder(path);
+Status check_no_only_copy(const std::string& path, const std::optional<Journal::Content>& journal) {
+  if (!journal || !journal->is_only_copy()) return {};
+  const std::string partial = part_path(path, 0, journal->file_count) + ".partial";
+  return invalid_argument(
+      "create ", path, ": ", partial,
+      " holds the only copy of weights whose files were deleted as they were converted; finish "
+      "that conversion with its own command, or, to lose them, delete ",
+      partial, " and ", path, ".journal");
 }
 
 }  // namespace
@@ -107,7 +75,9 @@ struct PackWriter::Impl {
   bool mine = false;     // the lock is held: partial files and journal are this writer's
   bool finished = false;
   Journal journal;
+  bool only_copy = false;           // and the journal says so
   std::mutex syncing;               // one sync at a time
+  Status lost;                      // of the first sync that failed: Linux tells of lost data only once
   std::mutex mutex;                 // of what is below
   int64_t durable_bytes = 0;        // of extents
   std::vector<State> state;         // by extent
@@ -132,6 +102,7 @@ struct PackWriter::Impl {
   std::array<uint8_t, 16> layout() const;
   Status start();
   bool resume(const Journal::Content& content);
+  Status may_begin_anew(const std::optional<Journal::Content>& old) const;
   Status begin_anew(const std::optional<Journal::Content>& old);
   Status check_disk() const;
   int64_t allocated() const;
@@ -140,6 +111,8 @@ struct PackWriter::Impl {
   Status explain(Status failure, int error) const;
   void finish_extent(size_t extent, uint64_t checksum);
   Result<std::vector<size_t>> sync();
+  Result<std::vector<size_t>> sync_once();
+  Status hold_only_copy();
   void set_model_id();
   Status write_indexes();
   Status publish(const std::function<void()>& named);
@@ -328,10 +301,7 @@ std::vector<std::byte> PackWriter::Impl::index_of(size_t file) const {
 }
 
 std::array<uint8_t, 16> PackWriter::Impl::layout() const {
-  const std::vector<std::byte> index = first_index();
-  Hash hash;
-  hash.add(index.data(), index.size());
-  return hash.digest128();
+  return layout_of(first_index());
 }
 
 Status PackWriter::Impl::start() {
@@ -340,27 +310,27 @@ Status PackWriter::Impl::start() {
     if (::stat(part.path.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
       return invalid_argument("create ", part.path, ": it is there and is not a file");
   }
-  LITE_ASSIGN(const int first, open_partial(partial(0)));
+  LITE_ASSIGN(const int first, open_locked(partial(0), O_CREAT));
   fds.push_back(first);
-  mine = true;
   const std::optional<Journal::Content> old = Journal::read(journal_path());
   const bool same = old && !options.resume_key.empty() && old->key == options.resume_key &&
                     old->file_count == parts.size() && old->layout == layout();
-  Status started;
-  if (same && resume(*old)) {
-    started = check_disk();  // what is there stays there, whatever that says
-  } else {
-    started = begin_anew(old);
-    if (!started.ok() && !options.only_resume) remove_files();
-  }
-  if (started.ok() && journal.is_open()) journal.reserve(extents.size() + 1);
+  const bool goes_on = same && resume(*old);
+  if (!goes_on) LITE_TRY(may_begin_anew(old));
+  mine = true;
+  // Of what is gone on with, all stays there, whatever the disk has room for.
+  const Status started = goes_on ? check_disk() : begin_anew(old);
+  if (!started.ok() && !goes_on) remove_files();
+  if (started.ok() && journal.is_open()) journal.reserve(extents.size() + 2);
   return started;
 }
 
 // Takes up what the journal tells of; false when the files are not as it says.
 bool PackWriter::Impl::resume(const Journal::Content& content) {
   std::vector<int64_t> end(parts.size());  // of the durable data of each file
+  only_copy = content.is_only_copy();
   for (const Journal::Record& r : content.records) {
+    if (r.extent == Journal::kOnlyCopy) continue;
     if (r.extent >= extents.size()) return false;
     ExtentRecord& e = extents[r.extent];
     if (state[r.extent] == State::ToDo) durable_bytes += int64_t(e.bytes);
@@ -378,17 +348,27 @@ bool PackWriter::Impl::resume(const Journal::Content& content) {
   return journal.resume(journal_path(), content).ok();
 }
 
-Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) {
+// Where it may not, everything is left as it was.
+Status PackWriter::Impl::may_begin_anew(const std::optional<Journal::Content>& old) const {
+  Status may = check_no_only_copy(path, old);
   if (options.only_resume)
-    return corrupt("create ", path, ": the partial files of the earlier start are not there any more");
+    may = corrupt("create ", path, ": the partial files of the earlier start are not there any more");
+  struct stat s;
+  if (!may.ok() && fstat(fds[0], &s) == 0 && s.st_size == 0)
+    ::unlink(partial(0).c_str());  // maybe made just now
+  return may;
+}
+
+Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) {
   durable_bytes = 0;
   std::fill(state.begin(), state.end(), State::ToDo);
   for (ExtentRecord& e : extents) e.checksum = 0;
+  only_copy = false;
   for (size_t i = 1; i < fds.size(); ++i)
     if (fds[i] >= 0) ::close(fds[i]);
   fds.resize(1);
   // First the journal goes: it must never tell of data that are not there.
-  if (::unlink(journal_path().c_str()) == 0) LITE_TRY(sync_folder(path));
+  LITE_TRY(Journal::remove(journal_path()));
   for (uint32_t i = 0; old && i < old->file_count; ++i) {
     const std::string orphan = part_path(path, i, old->file_count) + ".partial";
     if (orphan != partial(0)) ::unlink(orphan.c_str());
@@ -463,8 +443,16 @@ void PackWriter::Impl::finish_extent(size_t extent, uint64_t checksum) {
   not_durable.push_back(extent);
 }
 
+// What was written before a sync that failed is never noted as durable, whatever the next sync says.
 Result<std::vector<size_t>> PackWriter::Impl::sync() {
   const std::lock_guard one(syncing);
+  if (!lost.ok()) return lost;
+  auto done = sync_once();
+  lost = done.status();
+  return done;
+}
+
+Result<std::vector<size_t>> PackWriter::Impl::sync_once() {
   std::vector<size_t> done;
   std::vector<Journal::Record> records;
   std::vector<bool> touched(parts.size());
@@ -490,6 +478,16 @@ Result<std::vector<size_t>> PackWriter::Impl::sync() {
   return done;
 }
 
+Status PackWriter::Impl::hold_only_copy() {
+  const std::lock_guard one(syncing);
+  if (only_copy) return {};
+  if (!journal.is_open()) return invalid_argument("write ", path, ": without a resume key nothing goes on");
+  if (!lost.ok()) return lost;
+  lost = journal.add({{Journal::kOnlyCopy, 0, 0}});
+  only_copy = lost.ok();
+  return lost;
+}
+
 void PackWriter::Impl::set_model_id() {
   const auto id =
       hash_model(json_text, std::as_bytes(std::span(tensors)),
@@ -512,10 +510,9 @@ Status PackWriter::Impl::write_indexes() {
 Status PackWriter::Impl::publish(const std::function<void()>& named) {
   if (journal.is_open()) LITE_TRY(journal.add({{Journal::kPublishing, 0, 0}}));
   LITE_TRY(give_names(path, uint32_t(parts.size()), false));
-  if (named) named();
-  if (journal.is_open()) ::unlink(journal_path().c_str());
   finished = true;
-  return {};
+  if (named) named();
+  return journal.is_open() ? Journal::remove(journal_path()) : Status();
 }
 
 void PackWriter::Impl::remove_files() {
@@ -652,6 +649,10 @@ Result<std::vector<size_t>> PackWriter::sync() {
   return impl_->sync();
 }
 
+Status PackWriter::hold_only_copy() {
+  return impl_->hold_only_copy();
+}
+
 Status PackWriter::write(std::span<const std::byte> bytes) {
   Impl& impl = *impl_;
   while (!bytes.empty()) {
@@ -706,21 +707,8 @@ void PackWriter::discard() {
   impl_->finished = true;
 }
 
-Result<std::optional<std::string>> finish_naming(const std::string& path,
-                                                 const std::function<void()>& named) {
-  const std::optional<Journal::Content> content = Journal::read(path + ".journal");
-  if (!content || content->records.empty() || content->records.back().extent != Journal::kPublishing)
-    return std::optional<std::string>();
-  for (uint32_t i = 0; i < content->file_count; ++i) {
-    struct stat s;
-    const std::string name = part_path(path, i, content->file_count);
-    if (::stat((name + ".partial").c_str(), &s) != 0 && ::stat(name.c_str(), &s) != 0)
-      return std::optional<std::string>();
-  }
-  LITE_TRY(give_names(path, content->file_count, true));
-  if (named) named();
-  ::unlink((path + ".journal").c_str());
-  return std::optional(part_path(path, 0, content->file_count));
+Status check_no_only_copy(const std::string& path) {
+  return check_no_only_copy(path, Journal::read(path + ".journal"));
 }
 
 std::optional<std::string> unfinished_key(const std::string& path) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "ggml-lite/printable.h"
 #include "model/config_keys.h"
 
 namespace dsv3 {
@@ -92,8 +93,7 @@ void parse_labels(Keys& k, Config* c) {
     if (index >= c->labels.size() || !name.string())
       return k.fail("id2label", *names, "names for the ids from 0 to one less than their number");
     // Names are printed to terminals.
-    if (std::any_of(name.string()->begin(), name.string()->end(),
-                    [](char byte) { return static_cast<unsigned char>(byte) < ' ' || byte == 0x7F; }))
+    if (lite::has_controls(*name.string()))
       return k.fail("id2label", *names, "names without control characters");
     c->labels[index] = *name.string();
   }

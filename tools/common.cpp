@@ -32,16 +32,23 @@ void check(dsv3_status status) {
 }
 
 std::string printable(std::string_view bytes) {
+  const auto byte = [&](size_t i) { return i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0u; };
+  const auto is_in = [&](size_t i, unsigned low, unsigned high) { return byte(i) >= low && byte(i) <= high; };
   std::string line;
-  for (const char c : bytes) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte != 0x7f) {
-      line += c;
-    } else {
-      char escape[8];
-      std::snprintf(escape, sizeof escape, "\\x%02x", byte);
-      line += escape;
+  size_t escaped = 0;  // up to here: also U+0080 to U+009F, and what turns the direction of writing
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    if (byte(i) < 0x20 || byte(i) == 0x7f) escaped = i + 1;
+    if (byte(i) == 0xc2 && is_in(i + 1, 0x80, 0x9f)) escaped = i + 2;
+    if (byte(i) == 0xe2 && ((byte(i + 1) == 0x80 && is_in(i + 2, 0xaa, 0xae)) ||
+                            (byte(i + 1) == 0x81 && is_in(i + 2, 0xa6, 0xa9))))
+      escaped = i + 3;
+    if (i >= escaped) {
+      line += bytes[i];
+      continue;
     }
+    char escape[8];
+    std::snprintf(escape, sizeof escape, "\\x%02x", byte(i));
+    line += escape;
   }
   return line;
 }

@@ -33,6 +33,33 @@ void same_checkpoint(const std::string& source, const std::string& folder, size_
 
 }  // namespace
 
+TEST_CASE("export: nothing is made of a damaged file, nor a file of an unknown section") {
+  TempDir dir;
+  Source().write(dir / "src");
+  REQUIRE(convert({dir / "src", dir / "m", {}, false}).ok());
+  fs::create_symlink(dir / "nothing", dir / "link");
+  says(export_checkpoint(dir / "m", dir / "link", 1 << 30).status(), Code::InvalidArgument, {"link exists"});
+  const auto file = PackFile::open(dir / "m");
+  const auto* item = file->find(Source::kMatrix);
+  REQUIRE(item);
+  std::string bytes = slurp(dir / "m");
+  bytes[size_t(file->extents()[size_t(item->extent)].offset) + 5] ^= 1;
+  spill(dir / "bad", bytes);
+  says(export_checkpoint(dir / "bad", dir / "x", 1 << 30).status(), Code::Corrupt,
+       {"export", Source::kMatrix, "damaged"});
+  lite::PackEntry entry;
+  entry.name = "w";
+  entry.shape = {1};
+  auto writer = lite::PackWriter::create(dir / "evil", Json(Json::Object()), {{"evil.py", "import os"}},
+                                         {{{entry}}}, {});
+  REQUIRE(writer.ok());
+  REQUIRE(writer->append(std::vector<std::byte>(4), {}).ok());
+  REQUIRE(writer->finish().ok());
+  says(export_checkpoint(dir / "evil", dir / "x", 1 << 30).status(), Code::Unsupported, {"\"evil.py\""});
+  CHECK(!fs::exists(dir / "x"));
+  CHECK(!fs::exists(dir / "x.partial"));
+}
+
 TEST_CASE("export: every golden checkpoint comes back") {
   for (const auto& entry : fs::directory_iterator(DSV3_SOURCE_DIR "/tests/golden/cases")) {
     const std::string folder = entry.path().string();

@@ -3,6 +3,8 @@
 #include <sys/stat.h>
 #include <algorithm>
 
+#include "convert/random.h"
+#include "ggml-lite/pack_journal.h"
 #include "tests/unit/convert_source.h"
 
 using namespace convert_test;
@@ -208,6 +210,126 @@ TEST_CASE("convert: shards are consumed, and an interrupted conversion needs the
     CHECK(shards_in(dir / "src").empty());
     CHECK(!fs::exists(dir / "m.journal"));
   }
+}
+
+TEST_CASE("convert: names that were to be given yet are given, whatever comes then") {
+  TempDir dir;
+  const Source source;
+  Source(false).write(dir / "other");
+  ConvertOptions of_other = to(dir, "good_other");
+  of_other.source = dir / "other";
+  REQUIRE(convert(of_other).ok());
+  source.write_sharded(dir / "src");
+  REQUIRE(convert(to(dir, "good")).ok());
+  // As a kill leaves it before the first name is given, or when all are.
+  enum Killed { Before, After };
+  const auto killed = [&](Killed when, bool consume) {
+    for (const char* old : {"src", "m", "m.journal", "headers"}) fs::remove_all(dir / old);
+    source.write_sharded(dir / "src");
+    fs::create_directory(dir / "headers");
+    ConvertCallbacks callbacks;
+    callbacks.progress = [&](int64_t done, int64_t total) {
+      if (done < total || total == 0) return true;
+      fs::copy_file(dir / "m.journal", dir / "headers/journal", fs::copy_options::overwrite_existing);
+      for (const std::string& name : shards_in(dir / "src"))
+        if (name.ends_with(".consumed"))
+          fs::copy_file(dir / ("src/" + name), dir / ("headers/" + name),
+                        fs::copy_options::overwrite_existing);
+      return true;
+    };
+    REQUIRE(convert(to(dir, "m", consume), callbacks).ok());
+    fs::rename(dir / "headers/journal", dir / "m.journal");
+    const auto content = lite::pack::Journal::read(dir / "m.journal");
+    REQUIRE(content);
+    CHECK(content->is_only_copy() == consume);
+    lite::pack::Journal journal;
+    REQUIRE(journal.resume(dir / "m.journal", *content).ok());
+    REQUIRE(journal.add({{lite::pack::Journal::kPublishing, 0, 0}}).ok());
+    if (when == After) return;
+    fs::rename(dir / "m", dir / "m.partial");
+    for (const std::string& name : shards_in(dir / "headers"))
+      fs::rename(dir / ("headers/" + name), dir / ("src/" + name));
+  };
+  const auto is_named = [&] {
+    CHECK(slurp(dir / "m") == slurp(dir / "good"));
+    CHECK(!fs::exists(dir / "m.partial"));
+    CHECK(!fs::exists(dir / "m.journal"));
+  };
+  for (const Killed when : {Before, After})
+    for (const bool consume : {false, true}) {
+      CAPTURE(when);
+      CAPTURE(consume);
+      killed(when, consume);
+      const auto summary = convert(to(dir, "m", consume));  // the same command
+      REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+      CHECK(summary->tensors > 20);
+      is_named();
+      CHECK(shards_in(dir / "src").size() == (consume ? 0 : 3));
+
+      ConvertOptions other = to(dir, "m");
+      other.source = dir / "other";
+      killed(when, consume);
+      says(convert(other).status(), Code::InvalidArgument, {"it exists", "--force"});
+      is_named();
+      CHECK(shards_in(dir / "src").size() == (consume ? 0 : 3));
+      killed(when, consume);
+      other.force = true;
+      REQUIRE(convert(other).ok());
+      CHECK(slurp(dir / "m") == slurp(dir / "good_other"));
+
+      killed(when, consume);
+      other.source = dir / "nowhere";
+      CHECK(convert(other).status().code() == Code::NotFound);
+      is_named();
+
+      killed(when, consume);
+      ConvertOptions options = to(dir, "m", consume);
+      options.dtype = DType::F32;
+      CHECK(!convert(options).ok());
+      is_named();
+    }
+  // Headers of another conversion's shards stay.
+  killed(Before, false);
+  spill(dir / "src/0.safetensors.consumed", "of another");
+  spill(dir / "other/model.safetensors.consumed", "of another");
+  ConvertOptions other = to(dir, "m", true);
+  other.source = dir / "other";
+  says(convert(other).status(), Code::InvalidArgument, {"it exists"});
+  CHECK(fs::exists(dir / "src/0.safetensors.consumed"));
+  CHECK(fs::exists(dir / "other/model.safetensors.consumed"));
+}
+
+TEST_CASE("convert: nothing begins anew where the only copy of consumed weights lies") {
+  TempDir dir;
+  const Source source;
+  source.write_sharded(dir / "src");
+  source.write(dir / "other");
+  REQUIRE(convert(to(dir, "good")).ok());
+  CHECK(!interrupted(to(dir, "m", true), 1.0).ok());
+  CHECK(!interrupted(to(dir, "m", true), 0.0).ok());  // what is durable is consumed at the start
+  const std::vector<std::string> left = shards_in(dir / "src");
+  REQUIRE(std::any_of(left.begin(), left.end(), [](const auto& n) { return n.ends_with(".consumed"); }));
+  const std::string partial = slurp(dir / "m.partial"), journal = slurp(dir / "m.journal");
+
+  ConvertOptions other = to(dir, "m");
+  other.source = dir / "other";
+  RandomOptions random;
+  random.config = dir / "other/config.json";
+  random.out = dir / "m";
+  for (const bool force : {false, true}) {
+    other.force = random.force = force;
+    says(convert(other).status(), Code::InvalidArgument, {"m.partial holds the only copy", "m.journal"});
+    other.split_bytes = 220'000;
+    says(convert(other).status(), Code::InvalidArgument, {"m.partial holds the only copy"});
+    other.split_bytes = 0;
+    says(write_random_model(random, {}).status(), Code::InvalidArgument, {"m.partial holds the only copy"});
+  }
+  CHECK(slurp(dir / "m.partial") == partial);
+  CHECK(slurp(dir / "m.journal") == journal);
+  const auto summary = convert(to(dir, "m", true));
+  REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+  CHECK(dir.names().size() == 4);
 }
 
 TEST_CASE("convert: only what is in the packed file is consumed, and nothing that others use") {

@@ -1,6 +1,11 @@
 // A packed file in several parts, and one that is written in several goes.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <thread>
 
@@ -9,6 +14,17 @@
 #include "tests/unit/temp_dir.h"
 
 using namespace pack_test;
+
+namespace {
+int g_failing_syncs = 0;  // so many calls of fdatasync() fail as those of a bad disk do
+}
+
+extern "C" int fdatasync(int fd) {
+  if (g_failing_syncs == 0) return int(syscall(SYS_fdatasync, fd));
+  --g_failing_syncs;
+  errno = EIO;
+  return -1;
+}
 
 namespace {
 
@@ -328,6 +344,37 @@ TEST_CASE("pack: another layout or key begins anew, and leaves no files of befor
     CHECK(create(c, dir / "m", options).status().code() == Code::Corrupt);
     CHECK(slurp(dir / "m.partial") == before);
   }
+  SUBCASE("nor over the only copy") {
+    TempDir dir;
+    {
+      auto writer = create(c, dir / "m", split(0, "a"));
+      REQUIRE(writer.ok());
+      write_extent(&*writer, c, 0);
+      REQUIRE(writer->sync().ok());
+      for (int i = 0; i < 2; ++i) REQUIRE(writer->hold_only_copy().ok());
+    }
+    const std::string partial = slurp(dir / "m.partial"), journal = slurp(dir / "m.journal");
+    for (const PackOptions& options : {split(0, "b"), split(60'000, "a"), PackOptions()}) {
+      const Status refused = create(c, dir / "m", options).status();
+      CHECK(refused.code() == Code::InvalidArgument);
+      CHECK_MESSAGE(refused.message().find((dir / "m.partial") + " holds the only copy") != std::string::npos,
+                    refused.message());
+      CHECK(slurp(dir / "m.partial") == partial);
+      CHECK(slurp(dir / "m.journal") == journal);
+      CHECK(dir.names().size() == 2);
+    }
+    {
+      auto writer = create(c, dir / "m", split(0, "a"));  // the same one goes on, and holds it still
+      REQUIRE(writer.ok());
+      CHECK(writer->finished(0));
+      REQUIRE(writer->hold_only_copy().ok());
+    }
+    CHECK(slurp(dir / "m.journal") == journal);
+    CHECK(!check_no_only_copy(dir / "m").ok());
+    std::filesystem::remove(dir / "m.partial");
+    std::filesystem::remove(dir / "m.journal");
+    CHECK(c.write(dir / "m").ok());
+  }
   SUBCASE("discarded") {
     TempDir dir;
     auto writer = create(c, dir / "m", split(60'000, "a"));
@@ -366,9 +413,29 @@ TEST_CASE("pack: interrupted while the files get their names") {
       REQUIRE(journal.add({{pack::Journal::kPublishing, 0, 0}}).ok());
     }
     bool called = false;
-    const auto first = finish_naming(dir / "m", [&] { called = std::filesystem::exists(dir / "m.journal"); });
+    {
+      // Not while its writer is at it, nor with a file of another model.
+      const std::string last = dir / (renamed ? "m-00004-of-00004" : "m-00004-of-00004.partial");
+      const std::string one = dir / (renamed == 4 ? "m-00001-of-00004" : "m-00001-of-00004.partial");
+      const int fd = open(one.c_str(), O_RDONLY);
+      CHECK(flock(fd, LOCK_EX) == 0);
+      CHECK(finish_naming(dir / "m").status().code() == Code::Busy);
+      close(fd);
+      for (const auto& [path, byte] : {std::pair(one, 300), std::pair(last, 50)}) {
+        std::string bad = slurp(path);
+        const std::string whole = bad;
+        bad[size_t(byte)] ^= 1;
+        spill(path, bad);
+        CHECK(!*finish_naming(dir / "m"));
+        spill(path, whole);
+      }
+    }
+    const auto first = finish_naming(
+        dir / "m", [&](const NamedLate&) { called = std::filesystem::exists(dir / "m.journal"); });
     REQUIRE_MESSAGE(first.ok(), first.status().message());
-    CHECK(**first == dir / "m-00001-of-00004");
+    CHECK((*first)->path == dir / "m-00001-of-00004");
+    CHECK((*first)->key == "a");
+    CHECK(!(*first)->only_copy);
     CHECK(called);
     CHECK(dir.names().size() == 4);
     for (const auto& [name, bytes] : good) CHECK(slurp(dir / name) == bytes);
@@ -382,6 +449,27 @@ TEST_CASE("pack: interrupted while the files get their names") {
   }
   CHECK(!*finish_naming(dir / "n"));
   CHECK(unfinished_key(dir / "n"));
+}
+
+TEST_CASE("pack: after a sync that failed nothing is durable any more") {
+  TempDir dir;
+  const Content c = large();
+  {
+    auto writer = create(c, dir / "m", split(0, "a"));
+    REQUIRE(writer.ok());
+    write_extent(&*writer, c, 0);
+    REQUIRE(writer->sync().ok());
+    write_extent(&*writer, c, 1);
+    g_failing_syncs = 1;
+    CHECK(writer->sync().status().code() == Code::Io);
+    CHECK(g_failing_syncs == 0);
+    write_extent(&*writer, c, 2);
+    CHECK(writer->sync().status().code() == Code::Io);
+    CHECK(writer->hold_only_copy().code() == Code::Io);
+  }
+  auto writer = create(c, dir / "m", split(0, "a"));
+  REQUIRE(writer.ok());
+  for (size_t i = 0; i < 7; ++i) CHECK(writer->finished(i) == (i == 0));
 }
 
 TEST_CASE("pack: disk space is asked for, less what the caller frees") {

@@ -113,6 +113,10 @@ TEST_CASE("safetensors: the rules of the format") {
   refused_header("\"x\":1", 0, "expected an object");
   refused_header("\"x\":{}", 0, "no dtype");
   refused_header("\"x\\u001b[31m\":{}", 0, "control characters");
+  for (const char* character : {"0080", "009b", "202a", "202e", "2066", "2069"})
+    refused_header(lite::str("\"x\\u", character, "\":{}"), 0, "control characters");
+  for (const char* character : {"00a0", "00e9", "2029", "202f", "2065", "206a"})
+    refused_header(lite::str("\"x\\u", character, "\":{}"), 0, "it has no dtype");
   refused_header("\"x\":{\"dtype\":1,\"shape\":[],\"data_offsets\":[0,4]}", 4, "no dtype");
   refused_header("\"x\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}", 4, "its shape");
   refused_header("\"x\":{\"dtype\":\"F32\",\"shape\":[]}", 4, "data_offsets");
@@ -286,4 +290,6 @@ TEST_CASE("checkpoint: long lists are cut") {
   const std::string text = list_names(names);
   CHECK(std::count(text.begin(), text.end(), 'x') == 20);
   CHECK(text.ends_with(" and 17 more"));
+  CHECK(list_names({"y" + std::string(200, 'x'), "b"}) == "y" + std::string(199, 'x') + "..., b");
+  CHECK(list_names({std::string(199, 'x') + "\u00e9"}) == std::string(199, 'x') + "...");
 }
