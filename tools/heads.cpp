@@ -1,5 +1,6 @@
 // dsv3 classify, tag and answer: the heads that are not a language model's, on a text or on token ids.
 #include <algorithm>
+#include <optional>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -89,16 +90,17 @@ void tag(const HeadOptions& o) {
 
 struct Span {
   size_t begin = 0, end = 0;  // tokens, both in the answer
-  double score = -1;
+  double score = 0;
 };
 
-// The span with the largest product of probabilities, of at most max_tokens tokens from `first` on.
-Span best_span(const std::vector<double>& start, const std::vector<double>& end, size_t first,
-               size_t max_tokens) {
-  Span best;
+// The span with the largest product of probabilities, of at most max_tokens tokens from `first` on; none if there
+// are no tokens.
+std::optional<Span> best_span(const std::vector<double>& start, const std::vector<double>& end, size_t first,
+                              size_t max_tokens) {
+  std::optional<Span> best;
   for (size_t i = first; i < start.size(); ++i)
     for (size_t j = i; j < std::min(end.size(), i + max_tokens); ++j)
-      if (start[i] * end[j] > best.score) best = {i, j, start[i] * end[j]};
+      if (!best || start[i] * end[j] > best->score) best = Span{i, j, start[i] * end[j]};
   return best;
 }
 
@@ -126,13 +128,14 @@ void answer(const HeadOptions& o) {
       start.push_back(v[0]);
       end.push_back(v[1]);
     }
-    const Span span = best_span(softmax(start), softmax(end), first, size_t(o.max_tokens));
+    const std::optional<Span> span = best_span(softmax(start), softmax(end), first, size_t(o.max_tokens));
+    if (!span) fail("answer: the text has no tokens");
     ordered_json result = {
-        {"score", span.score}, {"first_token", span.begin - first}, {"last_token", span.end - first}};
+        {"score", span->score}, {"first_token", span->begin - first}, {"last_token", span->end - first}};
     std::string words;
     if (tokenizer) {
       const Offsets offsets = character_offsets(tokenizer, context_ids);
-      const int64_t begin = offsets.begin[span.begin - first], end = offsets.end[span.end - first];
+      const int64_t begin = offsets.begin[span->begin - first], end = offsets.end[span->end - first];
       words = characters(detokenize(tokenizer, context_ids.data(), context_ids.size(), DSV3_SKIP_SPECIAL),
                          begin, end);  // whole ones, even if the tokens are not
       result.update({{"answer", words}, {"start", begin}, {"end", end}});
@@ -143,7 +146,7 @@ void answer(const HeadOptions& o) {
       write_stdout(one_line(result) + "\n");
     else
       write_stdout(tokenizer ? words + "\n"
-                             : text("tokens ", span.begin, "-", span.end, "\t", span.score, "\n"));
+                             : text("tokens ", span->begin, "-", span->end, "\t", span->score, "\n"));
   }
 }
 

@@ -154,6 +154,10 @@ class Heads(HeadCase):
         self.assertEqual(max(spans, key=spans.get), (got["first_token"] + first, got["last_token"] + first))
         self.assertAlmostEqual(max(spans.values()), got["score"])
 
+    def test_no_text(self):
+        model = self.with_tokenizer("qwen3-moe-answer")
+        self.fails(dsv3("answer", model, "-q", "Who?", "-p", ""), "the text has no tokens")
+
     def test_the_wrong_head(self):
         model = packed(CASES / "qwen3-moe-tag")
         self.fails(dsv3("classify", model, "--ids", TEMP / "rows.json"), "no sequence classification head")
