@@ -67,7 +67,7 @@ void tag(const HeadOptions& o) {
   if (o.rows.ids.empty()) check(dsv3_model_tokenizer(model.get(), &tokenizer));
   for (const Row& row : rows) {
     const Outputs out = evaluate(model, o.compute, row, true);
-    const Offsets offsets = tokenizer ? character_offsets(tokenizer, row.ids) : Offsets{};
+    const Offsets offsets = character_offsets(given, row.spans);
     ordered_json tokens = ordered_json::array();
     std::string lines;
     for (size_t i = 0; i < out.values.size(); ++i) {
@@ -112,14 +112,14 @@ void answer(const HeadOptions& o) {
   std::vector<Row> rows = o.rows.read(model, &context);
   size_t first = 0;  // token of the context
   const dsv3_tokenizer* tokenizer = nullptr;
-  std::vector<int32_t> context_ids;
-  if (o.rows.ids.empty()) {  // the model reads the question, then the context
+  std::vector<dsv3_span> spans;  // of the context
+  if (o.rows.ids.empty()) {      // the model reads the question, then the context
     check(dsv3_model_tokenizer(model.get(), &tokenizer));
-    context_ids = tokenize(tokenizer, context, 0);
+    const std::vector<int32_t> context_ids = tokenize_spans(tokenizer, context, 0, &spans);
     std::vector<int32_t> ids = tokenize(tokenizer, o.question, DSV3_BOS_AUTO);
     first = ids.size();
     ids.insert(ids.end(), context_ids.begin(), context_ids.end());
-    rows = {{ids, std::vector<uint8_t>(ids.size(), 1)}};
+    rows = {{ids, std::vector<uint8_t>(ids.size(), 1), {}}};
   }
   for (const Row& row : rows) {
     const Outputs out = evaluate(model, o.compute, row, true);
@@ -134,10 +134,9 @@ void answer(const HeadOptions& o) {
         {"score", span->score}, {"first_token", span->begin - first}, {"last_token", span->end - first}};
     std::string words;
     if (tokenizer) {
-      const Offsets offsets = character_offsets(tokenizer, context_ids);
+      const Offsets offsets = character_offsets(context, spans);
       const int64_t begin = offsets.begin[span->begin - first], end = offsets.end[span->end - first];
-      words = characters(detokenize(tokenizer, context_ids.data(), context_ids.size(), DSV3_SKIP_SPECIAL),
-                         begin, end);  // whole ones, even if the tokens are not
+      words = characters(context, begin, end);  // whole ones, even if the tokens are not
       result.update({{"answer", words}, {"start", begin}, {"end", end}});
     }
     result["start_logits"] = start;

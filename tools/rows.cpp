@@ -57,13 +57,15 @@ std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) con
   const auto add = [&](std::vector<int32_t> row_ids) {
     if (row_ids.empty()) fail("row ", rows.size(), ": no tokens");
     std::vector<uint8_t> all(row_ids.size(), 1);
-    rows.push_back({std::move(row_ids), std::move(all)});
+    rows.push_back({std::move(row_ids), std::move(all), {}});
   };
   if (ids.empty()) {
     const dsv3_tokenizer* tokenizer = nullptr;
     check(dsv3_model_tokenizer(model.get(), &tokenizer));
     *text_out = has_prompt_ ? prompt : read_file(file);
-    add(tokenize(tokenizer, *text_out, DSV3_BOS_AUTO));
+    std::vector<dsv3_span> spans;
+    add(tokenize_spans(tokenizer, *text_out, DSV3_BOS_AUTO, &spans));
+    rows[0].spans = std::move(spans);
     return rows;
   }
   const json given = parse_json(read_file(ids), ids);
@@ -124,16 +126,15 @@ bool begins_character(char byte) {
 }
 }  // namespace
 
-Offsets character_offsets(const dsv3_tokenizer* tokenizer, const std::vector<int32_t>& ids) {
+Offsets character_offsets(std::string_view text, const std::vector<dsv3_span>& spans) {
+  std::vector<int64_t> begun = {0};  // [i]: characters that have begun before byte i
+  for (const char byte : text) begun.push_back(begun.back() + begins_character(byte));
   Offsets out;
-  int64_t begun = 0;  // characters that have begun
-  for (const int32_t id : ids) {
-    const std::string bytes = detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL | DSV3_CONTINUES);
-    // A token that begins inside a character shares it with the token before.
-    out.begin.push_back(!bytes.empty() && !begins_character(bytes[0]) ? std::max<int64_t>(begun - 1, 0)
-                                                                      : begun);
-    begun += std::count_if(bytes.begin(), bytes.end(), begins_character);
-    out.end.push_back(begun);
+  for (const dsv3_span& span : spans) {
+    const int64_t inside =
+        span.begin < span.end && begun[span.begin] > 0 && !begins_character(text[span.begin]);
+    out.begin.push_back(begun[span.begin] - inside);
+    out.end.push_back(begun[span.end]);
   }
   return out;
 }

@@ -102,11 +102,11 @@ class Heads(HeadCase):
         self.fails(dsv3("tag", packed(CASES / "qwen3-moe-tag"), "-p", "x"), "tokenizer")
         self.fails(dsv3("tag", packed(CASES / "qwen3-moe-tag"), "--ids", TEMP / "absent.json"), "absent.json")
 
-    def with_tokenizer(self, case):
-        """The case with the demo model's tokenizer, and an embedding of its size."""
+    def with_tokenizer(self, case, source=DEMO):
+        """The case with a tokenizer, the demo model's, and an embedding of its size."""
         checkpoint = Checkpoint(CASES / case)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(DEMO / name, checkpoint.folder)
+        for file in source.glob("tokenizer*.json"):
+            shutil.copy(file, checkpoint.folder)
         checkpoint.config["vocab_size"] = 4096
         name = next(name for name in checkpoint.tensors if name.endswith("embed_tokens.weight"))
         values = np.random.default_rng(1).standard_normal((4096, checkpoint.config["hidden_size"])).astype("<f4")
@@ -153,6 +153,18 @@ class Heads(HeadCase):
         spans = {(i, j): start[i] * end[j] for i in range(first, len(start)) for j in range(i, min(len(start), i + 30))}
         self.assertEqual(max(spans, key=spans.get), (got["first_token"] + first, got["last_token"] + first))
         self.assertAlmostEqual(max(spans.values()), got["score"])
+
+    def test_places_in_the_given_text(self):
+        """Not in what the tokenizer makes of it: NFC, a space in front. Offsets of Hugging Face tokenizers 0.23.3, but for "e\u0301",
+        of which it gives the "e" alone."""
+        for name, text, offsets in (("qwen3", "cafe\u0301 noir x", [(0, 2), (2, 3), (3, 5), (5, 7), (7, 8), (8, 10), (10, 11), (11, 12)]),
+                                    ("mixtral", "Mr. Bennet", [(0, 1), (1, 2), (2, 3), (3, 7), (7, 8), (8, 10)]),
+                                    ("mixtral", "cafe\u0301 noir", [(0, 1), (0, 2), (2, 3), (3, 4), (4, 5), (4, 5), (5, 7), (7, 8), (8, 10)])):
+            (tokens,) = self.lines("tag", self.with_tokenizer("qwen3-moe-tag", TOKENIZERS / name), "-p", text)
+            self.assertEqual([(t["start"], t["end"]) for t in tokens], offsets)
+            (got,) = self.lines("answer", self.with_tokenizer("qwen3-moe-answer", TOKENIZERS / name), "-q", "Who?", "-p", text)
+            self.assertEqual((got["start"], got["end"]), (offsets[got["first_token"]][0], offsets[got["last_token"]][1]))
+            self.assertEqual(got["answer"], text[got["start"]:got["end"]])
 
     def test_no_text(self):
         model = self.with_tokenizer("qwen3-moe-answer")
