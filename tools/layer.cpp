@@ -1,4 +1,7 @@
 // dsv3 layer: runs a single-layer model (moe_transformer) on a tensor file.
+#include <algorithm>
+#include <cmath>
+
 #include <CLI/CLI.hpp>
 
 #include "tools/common.h"
@@ -50,10 +53,24 @@ void run_layer(const LayerOptions& o) {
   b.router_ids = ids.data();
   b.router_weights = weights.data();
   check(dsv3_layer_eval(model.get(), &b, y.data()));
+  // A token that sees nothing has no output: its softmax is undefined.
+  const auto sees_nothing = [&](int64_t i) {
+    const auto hidden = [&](int64_t j) {
+      const size_t at = size_t(i * length + j);
+      return b.bool_mask ? b.bool_mask[at] != 0 : b.float_mask && b.float_mask[at] == -INFINITY;
+    };
+    for (int64_t j = 0; j < length; ++j)
+      if (!hidden(j)) return false;
+    return true;
+  };
+  const int64_t d = info.hidden_size, k = info.n_experts_per_token;
+  for (int64_t t = 0; t < tokens; ++t)
+    if (!std::all_of(&y[size_t(t * d)], &y[size_t(t * d)] + d, [](float v) { return std::isfinite(v); }) &&
+        !sees_nothing(t % length))
+      fail("layer: row ", t / length, ": token ", t % length, ": the output is not finite");
 
   using Type = TensorFile::Type;
   TensorFile file(o.out);
-  const int64_t d = info.hidden_size, k = info.n_experts_per_token;
   file.add("output", Type::F32, x.shape);
   file.add("router_ids", Type::I64, {tokens, k});
   file.add("router_weights", Type::F32, {tokens, k});

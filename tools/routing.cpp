@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -82,6 +83,10 @@ void evaluate_rows(const Model& model, const ComputeOptions& compute, const std:
       for (Layer& layer : *layers)
         for (int32_t i = 0; i < batch.n; ++i) {
           append_kept(session, "router_logits.", layer, i, &layer.logits);
+          if (!std::all_of(layer.logits.end() - layer.experts, layer.logits.end(),
+                           [](float x) { return std::isfinite(x); }))
+            fail("routing: row ", row.index, ": token ", first + i, ": router logits of layer ", layer.index,
+                 " are not finite");
           append_kept(session, "router_ids.", layer, i, &layer.ids);
           append_kept(session, "router_weights.", layer, i, &layer.weights);
         }
@@ -102,12 +107,12 @@ void count(const std::vector<uint8_t>& mask, Layer* layer) {
                                  &layer->loss));
 }
 
-// Of all layers together, as the training loss is; NaN (null in JSON) when layers have unlike numbers of
+// Of all layers together, as the training loss is; nothing (null in JSON) when layers have unlike numbers of
 // experts.
-double loss_of_all(const std::vector<Layer>& layers, const std::vector<uint8_t>& mask) {
+std::optional<double> loss_of_all(const std::vector<Layer>& layers, const std::vector<uint8_t>& mask) {
   std::vector<const float*> logits;
   for (const Layer& l : layers) {
-    if (l.experts != layers[0].experts || l.chosen != layers[0].chosen) return NAN;
+    if (l.experts != layers[0].experts || l.chosen != layers[0].chosen) return std::nullopt;
     logits.push_back(l.logits.data());
   }
   double loss = 0;
@@ -116,10 +121,10 @@ double loss_of_all(const std::vector<Layer>& layers, const std::vector<uint8_t>&
   return loss;
 }
 
-std::string as_text(const std::vector<Layer>& layers, double loss, int64_t tokens) {
+std::string as_text(const std::vector<Layer>& layers, std::optional<double> loss, int64_t tokens) {
   std::string out = text(tokens, " tokens; load-balancing loss ");
-  out += std::isnan(loss) ? "of each layer only, as their numbers of experts differ\n"
-                          : text(loss, " (", layers[0].chosen, " is perfect balance)\n");
+  out += loss ? text(*loss, " (", layers[0].chosen, " is perfect balance)\n")
+              : "of each layer only, as their numbers of experts differ\n";
   out += "layer  experts  max/mean  entropy (bits, of)      loss  unused  busiest\n";
   for (const Layer& l : layers) {
     char row[160];
@@ -140,8 +145,9 @@ std::string as_csv(const std::vector<Layer>& layers) {
   return out;
 }
 
-std::string as_json(const std::vector<Layer>& layers, double loss, int64_t tokens) {
-  ordered_json out = {{"tokens", tokens}, {"loss", loss}, {"layers", ordered_json::array()}};
+std::string as_json(const std::vector<Layer>& layers, std::optional<double> loss, int64_t tokens) {
+  ordered_json out = {{"tokens", tokens}, {"loss", nullptr}, {"layers", ordered_json::array()}};
+  if (loss) out["loss"] = *loss;
   for (const Layer& l : layers)
     out["layers"].push_back({{"layer", l.index},
                              {"experts", l.experts},
@@ -228,7 +234,7 @@ void run_routing(const RoutingOptions& o) {
   for (const Row& row : rows) mask.insert(mask.end(), row.mask.begin(), row.mask.end());
   const int64_t tokens = std::count_if(mask.begin(), mask.end(), [](uint8_t m) { return m != 0; });
   for (Layer& layer : layers) count(mask, &layer);
-  const double loss = loss_of_all(layers, mask);
+  const std::optional<double> loss = loss_of_all(layers, mask);
   if (!o.trace.empty()) save_trace(o.trace, layers);
   if (!o.svg.empty()) {
     write_svg(o.svg, as_svg(layers, tokens));

@@ -57,7 +57,7 @@ std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) con
   const auto add = [&](std::vector<int32_t> row_ids) {
     if (row_ids.empty()) fail("row ", rows.size(), ": no tokens");
     std::vector<uint8_t> all(row_ids.size(), 1);
-    rows.push_back({std::move(row_ids), std::move(all), {}});
+    rows.push_back({std::move(row_ids), std::move(all), {}, rows.size()});
   };
   if (ids.empty()) {
     const dsv3_tokenizer* tokenizer = nullptr;
@@ -106,6 +106,8 @@ Outputs evaluate(const Model& model, const ComputeOptions& compute, const Row& r
   for (int32_t i = all ? 0 : at; i <= at; ++i) {
     const float* logits = nullptr;
     check(dsv3_logits(session.get(), i, &logits));
+    if (!std::all_of(logits, logits + info.n_outputs, [](float x) { return std::isfinite(x); }))
+      fail("row ", row.index, ": token ", i, ": logits are not finite");
     out.values.emplace_back(logits, logits + info.n_outputs);
   }
   return out;

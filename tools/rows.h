@@ -13,6 +13,7 @@ struct Row {
   std::vector<int32_t> ids;
   std::vector<uint8_t> mask;     // 0: padding; as long as ids
   std::vector<dsv3_span> spans;  // of a text, the bytes that each id comes from
+  size_t index = 0;              // among the rows given
   int32_t real() const;  // tokens up to the last that is not padding; no later one changes what those give
 };
 
