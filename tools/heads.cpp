@@ -71,7 +71,7 @@ void tag(const HeadOptions& o) {
     ordered_json tokens = ordered_json::array();
     std::string lines;
     for (size_t i = 0; i < out.values.size(); ++i) {
-      ordered_json token = {{"id", row.ids[i]}};
+      ordered_json token = {{"token", row.dropped + int64_t(i)}, {"id", row.ids[i]}};
       std::string bytes;
       if (tokenizer) {
         bytes = detokenize(tokenizer, &row.ids[i], 1, DSV3_CONTINUES);
@@ -130,8 +130,9 @@ void answer(const HeadOptions& o) {
     }
     const std::optional<Span> span = best_span(softmax(start), softmax(end), first, size_t(o.max_tokens));
     if (!span) fail("answer: the text has no tokens");
-    ordered_json result = {
-        {"score", span->score}, {"first_token", span->begin - first}, {"last_token", span->end - first}};
+    const int64_t before = row.dropped - int64_t(first);
+    const int64_t first_token = before + int64_t(span->begin), last_token = before + int64_t(span->end);
+    ordered_json result = {{"score", span->score}, {"first_token", first_token}, {"last_token", last_token}};
     std::string words;
     if (tokenizer) {
       const Offsets offsets = character_offsets(context, spans);
@@ -139,13 +140,14 @@ void answer(const HeadOptions& o) {
       words = characters(context, begin, end);  // whole ones, even if the tokens are not
       result.update({{"answer", words}, {"start", begin}, {"end", end}});
     }
+    result["padding_before"] = row.dropped;  // for which there are no logits
     result["start_logits"] = start;
     result["end_logits"] = end;
     if (o.as_json)
       write_stdout(one_line(result) + "\n");
     else
       write_stdout(tokenizer ? words + "\n"
-                             : text("tokens ", span->begin, "-", span->end, "\t", span->score, "\n"));
+                             : text("tokens ", first_token, "-", last_token, "\t", span->score, "\n"));
   }
 }
 

@@ -85,8 +85,8 @@ void evaluate_rows(const Model& model, const ComputeOptions& compute, const std:
           append_kept(session, "router_logits.", layer, i, &layer.logits);
           if (!std::all_of(layer.logits.end() - layer.experts, layer.logits.end(),
                            [](float x) { return std::isfinite(x); }))
-            fail("routing: row ", row.index, ": token ", first + i, ": router logits of layer ", layer.index,
-                 " are not finite");
+            fail("routing: row ", row.index, ": token ", row.dropped + first + i, ": router logits of layer ",
+                 layer.index, " are not finite");
           append_kept(session, "router_ids.", layer, i, &layer.ids);
           append_kept(session, "router_weights.", layer, i, &layer.weights);
         }
@@ -205,7 +205,7 @@ std::string as_svg(const std::vector<Layer>& layers, int64_t tokens) {
   return out + "</svg>\n";
 }
 
-void save_trace(const std::string& path, const std::vector<Layer>& layers) {
+void save_trace(const std::string& path, const std::vector<Row>& given, const std::vector<Layer>& layers) {
   using Type = TensorFile::Type;
   TensorFile file(path);
   const auto rows = [](const Layer& l) { return int64_t(l.ids.size()) / l.chosen; };
@@ -214,7 +214,20 @@ void save_trace(const std::string& path, const std::vector<Layer>& layers) {
     file.add(text("router_weights.", l.index), Type::F32, {rows(l), l.chosen});
     file.add(text("router_logits.", l.index), Type::F32, {rows(l), l.experts});
   }
+  // Of each token of the other tensors: its id, its row and place in what was given, and 0 if it is padding.
+  std::vector<int64_t> ids, row, token, mask;
+  for (const Row& r : given)
+    for (size_t i = 0; i < r.ids.size(); ++i) {
+      ids.push_back(r.ids[i]);
+      row.push_back(int64_t(r.index));
+      token.push_back(r.dropped + int64_t(i));
+      mask.push_back(r.mask[i]);
+    }
+  const std::pair<const char*, const std::vector<int64_t>&> of_tokens[] = {
+      {"input_ids", ids}, {"row", row}, {"token", token}, {"mask", mask}};
+  for (const auto& [name, values] : of_tokens) file.add(name, Type::I64, {int64_t(values.size())});
   file.create();
+  for (const auto& [name, values] : of_tokens) file.write_row(name, 0, values.data(), int64_t(values.size()));
   for (const Layer& l : layers)
     for (int64_t r = 0; r < rows(l); ++r) {
       file.write_row(text("router_ids.", l.index), r, &l.ids[size_t(r * l.chosen)], l.chosen);
@@ -235,7 +248,7 @@ void run_routing(const RoutingOptions& o) {
   const int64_t tokens = std::count_if(mask.begin(), mask.end(), [](uint8_t m) { return m != 0; });
   for (Layer& layer : layers) count(mask, &layer);
   const std::optional<double> loss = loss_of_all(layers, mask);
-  if (!o.trace.empty()) save_trace(o.trace, layers);
+  if (!o.trace.empty()) save_trace(o.trace, rows, layers);
   if (!o.svg.empty()) {
     write_svg(o.svg, as_svg(layers, tokens));
   }
@@ -256,8 +269,10 @@ void add_routing(CLI::App* program) {
       ->check(CLI::IsMember({"text", "json", "csv"}))
       ->capture_default_str();
   command->add_option("--svg", o->svg, "also write a heat map of load by layer and expert to this file");
-  command->add_option("--trace", o->trace,
-                      "also write every token's expert ids, weights and logits to this safetensors file");
+  command->add_option(
+      "--trace", o->trace,
+      "also write every token's expert ids, weights and logits, and which token it is, to this "
+      "safetensors file");
   command->callback([o] { run_routing(*o); });
 }
 

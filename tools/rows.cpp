@@ -46,7 +46,8 @@ void read_mask(const json& mask, const std::string& what, Row* row) {
     fail(what, ": 0 at item ", after - row->mask.begin(),
          " stands between tokens, expected padding at the ends");
   if (first == row->mask.end()) fail(what, " leaves no token");
-  row->ids.erase(row->ids.begin(), row->ids.begin() + (first - row->mask.begin()));
+  row->dropped = first - row->mask.begin();
+  row->ids.erase(row->ids.begin(), row->ids.begin() + row->dropped);
   row->mask.erase(row->mask.begin(), first);
 }
 
@@ -54,8 +55,13 @@ void read_mask(const json& mask, const std::string& what, Row* row) {
 
 std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) const {
   std::vector<Row> rows;
+  const int64_t n_ids = get_info(model).vocab_size;
   const auto add = [&](std::vector<int32_t> row_ids) {
-    if (row_ids.empty()) fail("row ", rows.size(), ": no tokens");
+    const std::string what = text(ids, ids.empty() ? "" : ": ", "row ", rows.size());
+    if (row_ids.empty()) fail(what, ": no tokens");
+    for (size_t i = 0; i < row_ids.size(); ++i)
+      if (row_ids[i] >= n_ids)
+        fail(what, ": item ", i, ": got ", row_ids[i], ", expected a token id in 0..", n_ids - 1);
     std::vector<uint8_t> all(row_ids.size(), 1);
     rows.push_back({std::move(row_ids), std::move(all), {}, rows.size()});
   };
@@ -72,7 +78,7 @@ std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) con
   const json& lists = given.is_object() && given.contains("input_ids") ? given["input_ids"] : given;
   if (!lists.is_array() || lists.empty()) fail(ids, ": expected a list of token ids, or of such lists");
   if (lists[0].is_array())
-    for (const json& list : lists) add(ids_of(list, ids));
+    for (const json& list : lists) add(ids_of(list, text(ids, ": row ", rows.size())));
   else
     add(ids_of(lists, ids));
   if (given.is_object() && given.contains("attention_mask")) {
@@ -88,8 +94,8 @@ std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) con
 
 Outputs evaluate(const Model& model, const ComputeOptions& compute, const Row& row, bool all) {
   const dsv3_model_info info = get_info(model);
-  const int32_t n = int32_t(row.ids.size());
-  const int32_t at = all ? row.real() - 1 : dsv3_classified_position(model.get(), row.ids.data(), n);
+  const int32_t n = row.real();
+  const int32_t at = all ? n - 1 : dsv3_classified_position(model.get(), row.ids.data(), n);
   dsv3_session_options options = compute.session_options();
   options.context = at + 1;
   options.max_logits = all ? at + 1 : 1;
@@ -107,7 +113,7 @@ Outputs evaluate(const Model& model, const ComputeOptions& compute, const Row& r
     const float* logits = nullptr;
     check(dsv3_logits(session.get(), i, &logits));
     if (!std::all_of(logits, logits + info.n_outputs, [](float x) { return std::isfinite(x); }))
-      fail("row ", row.index, ": token ", i, ": logits are not finite");
+      fail("row ", row.index, ": token ", row.dropped + i, ": logits are not finite");
     out.values.emplace_back(logits, logits + info.n_outputs);
   }
   return out;

@@ -14,6 +14,7 @@ struct Row {
   std::vector<uint8_t> mask;     // 0: padding; as long as ids
   std::vector<dsv3_span> spans;  // of a text, the bytes that each id comes from
   size_t index = 0;              // among the rows given
+  int64_t dropped = 0;           // padding before ids[0]: token i is the given row's token i + dropped
   int32_t real() const;  // tokens up to the last that is not padding; no later one changes what those give
 };
 

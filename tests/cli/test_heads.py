@@ -42,6 +42,37 @@ class Heads(HeadCase):
         self.assertEqual(logits[0], logits[1])
         self.assertEqual(logits[2], logits[3])
 
+    def test_not_finite(self):
+        """Weights that overflow give no answer."""
+        path = TEMP / "rows.json"
+        path.write_text("[[7, 9], [8]]")
+        for command, case, part in (("classify", "qwen3-moe-classify", "score"), ("tag", "qwen3-moe-tag", "score"), ("answer", "qwen3-moe-answer", "qa_outputs"),
+                                    ("routing", "qwen3-moe", "mlp.gate.weight")):
+            checkpoint = Checkpoint(CASES / case)
+            name = next(name for name in checkpoint.tensors if part in name and name.endswith("weight"))
+            dtype, shape, data = checkpoint.tensors[name]
+            self.assertEqual(dtype, "F32")
+            checkpoint.tensors[name] = [dtype, shape, np.full(shape, 3e38, "<f4").tobytes()]
+            self.fails(dsv3(command, packed(checkpoint.write()), "--ids", path), "row 0: token", "not finite")
+
+    def test_the_mask_says_what_is_read(self):
+        """Also where a pad_token_id would not."""
+        checkpoint, path = Checkpoint(CASES / "qwen3-moe-classify"), TEMP / "rows.json"
+        del checkpoint.config["pad_token_id"]
+        for model in (packed(checkpoint.write()), packed(CASES / "qwen3-moe-classify")):
+            path.write_text(json.dumps([7, 9, 11]))
+            want = self.lines("classify", model, "--ids", path)
+            path.write_text(json.dumps({"input_ids": [7, 9, 11, 5], "attention_mask": [1, 1, 1, 0]}))
+            self.assertEqual(self.lines("classify", model, "--ids", path), want)
+
+    def test_all_rows_are_checked_first(self):
+        path = TEMP / "rows.json"
+        path.write_text(json.dumps([[7, 9], [8, 280]]))
+        for command, case in (("classify", "qwen3-moe-classify"), ("tag", "qwen3-moe-tag"), ("answer", "qwen3-moe-answer"), ("routing", "qwen3-moe")):
+            result = dsv3(command, packed(CASES / case), "--ids", path)
+            self.fails(result, path, "row 1", "item 1", "280", "0..279")
+            self.assertEqual(result.stdout, b"")
+
     def test_without_a_pad_token(self):
         checkpoint = Checkpoint(CASES / "qwen3-moe-classify")
         del checkpoint.config["pad_token_id"]
@@ -78,6 +109,15 @@ class Heads(HeadCase):
             for row, mask in ((ids, [1] * 4), ([4, 4] + ids, [0, 0, 1, 1, 1, 1]), (ids + [4], [1] * 4 + [0]), ([4] + ids + [4, 4], [0, 1, 1, 1, 1, 0, 0])):
                 path.write_text(json.dumps({"input_ids": [row, ids], "attention_mask": [mask, [1] * 4]}))
                 results.append(self.lines(command, packed(CASES / case), "--ids", path))
+                before = mask.index(1)  # places are those of the row given
+                if command == "tag":
+                    self.assertEqual([token.pop("token") for token in results[-1][0]], list(range(before, before + 4)))
+                    self.assertEqual([token.pop("token") for token in results[-1][1]], list(range(4)))
+                if command == "answer":
+                    self.assertEqual(results[-1][0].pop("padding_before"), before)
+                    self.assertEqual(results[-1][1].pop("padding_before"), 0)
+                    for place in ("first_token", "last_token"):
+                        results[-1][0][place] -= before
             self.assertEqual(len(results[0]), 2)
             self.assertEqual(results[0][0], results[0][1])
             for other in results[1:]:
@@ -212,6 +252,15 @@ class Layer(Case):
         alone = [self.run_layer({"input": ("F32", np.ascontiguousarray(row[None]))}, "-t", 1) for row in x]
         self.assertTrue((together["output"] == np.concatenate([a["output"] for a in alone])).all())
         self.assertTrue((together["router_ids"] == np.concatenate([a["router_ids"] for a in alone])).all())
+        # A token that sees nothing has no output; any other that is not finite is a failure.
+        nothing = np.zeros((n, n), np.uint8)
+        nothing[3] = 1
+        blind = self.run_layer({"input": ("F32", x), "m": ("BOOL", nothing)}, "--mask", "m")["output"]
+        self.assertEqual(np.isfinite(blind).all(2).all(0).tolist(), [i != 3 for i in range(n)])
+        huge = x.copy()
+        huge[1, 2] = 3e38
+        with self.assertRaisesRegex(AssertionError, "row 1: token.*not finite"):
+            self.run_layer({"input": ("F32", huge)})
         # Causal: a token's result does not depend on later ones, so a shorter sequence gives the same.
         causal, short = self.run_layer({"input": ("F32", x)}, "--mask", "causal"), self.run_layer({"input": ("F32", np.ascontiguousarray(x[:, :5]))}, "--mask", "causal")
         self.assertTrue((causal["output"][:, :5] == short["output"]).all())
@@ -277,6 +326,8 @@ class Routing(Case):
         got = json.loads(self.ok(dsv3("routing", model, "--ids", path, "--format", "json", "--trace", trace, "--svg", svg)))
         traced = load_safetensors(trace)
         self.assertEqual((got["tokens"], [layer["layer"] for layer in got["layers"]]), (50, [0, 2, 3]))
+        self.assertTrue((traced["input_ids"] == rows.ravel()).all() and (traced["mask"] == mask.ravel()).all())
+        self.assertTrue((traced["row"] == np.repeat([0, 1], 30)).all() and (traced["token"] == np.tile(np.arange(30), 2)).all())
         flat = mask.ravel()
         for layer in got["layers"]:
             ids, logits = traced[f"router_ids.{layer['layer']}"], traced[f"router_logits.{layer['layer']}"]
