@@ -1,5 +1,6 @@
 // dsv3 routing: how the experts of every layer are used by a text.
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -159,21 +160,36 @@ std::string as_json(const std::vector<Layer>& layers, std::optional<double> loss
   return out.dump() + "\n";
 }
 
-// A row of cells per layer, from white (unused) to dark (twice the mean load or more).
-// Appears under its name when it is complete; a typing error must not cost another file.
+std::string partial_of(const std::string& path) {
+  return path + ".partial";
+}
+
+// Before the work: where the picture and the trace go must be free, or theirs.
+void check_outputs(const RoutingOptions& o) {
+  namespace fs = std::filesystem;
+  if (!o.trace.empty()) TensorFile::check(o.trace);
+  if (o.svg.empty()) return;
+  check_replaceable(o.svg, 0, "<svg", "a picture of this kind");
+  if (fs::exists(fs::symlink_status(partial_of(o.svg))))
+    fail("write ", partial_of(o.svg), ": it exists; remove it, or try another name for the picture");
+  if (!o.trace.empty() && fs::absolute(o.svg).lexically_normal() == fs::absolute(o.trace).lexically_normal())
+    fail("routing: --svg and --trace are the same file, ", o.svg);
+}
+
+// Appears under its name when it is complete; leaves nothing behind if it cannot be written.
 void write_svg(const std::string& path, const std::string& picture) {
-  char begin[4] = {};
-  std::ifstream(path, std::ios::binary).read(begin, sizeof begin);
-  std::error_code error;
-  if (std::filesystem::exists(path, error) && std::string_view(begin, sizeof begin) != "<svg")
-    fail("write ", path, ": it exists and is not a picture of this kind; try another name");
-  const std::string partial = path + ".partial";
+  const std::string partial = partial_of(path);
   std::ofstream file(partial, std::ios::binary);
   file << picture;
   file.close();
-  if (!file || std::rename(partial.c_str(), path.c_str()) != 0) fail_errno("write " + path);
+  if (file && std::rename(partial.c_str(), path.c_str()) == 0) return;
+  const int why = errno;
+  std::remove(partial.c_str());
+  errno = why;
+  fail_errno("write " + path);
 }
 
+// A row of cells per layer, from white (unused) to dark (twice the mean load or more).
 std::string as_svg(const std::vector<Layer>& layers, int64_t tokens) {
   constexpr int kCell = 12, kLeft = 60, kTop = 40;
   int32_t widest = 0;
@@ -238,6 +254,7 @@ void save_trace(const std::string& path, const std::vector<Row>& given, const st
 }
 
 void run_routing(const RoutingOptions& o) {
+  check_outputs(o);
   const Model model = open_model(o.model, o.compute);
   std::string given;
   const std::vector<Row> rows = o.rows.read(model, &given);
@@ -249,9 +266,7 @@ void run_routing(const RoutingOptions& o) {
   for (Layer& layer : layers) count(mask, &layer);
   const std::optional<double> loss = loss_of_all(layers, mask);
   if (!o.trace.empty()) save_trace(o.trace, rows, layers);
-  if (!o.svg.empty()) {
-    write_svg(o.svg, as_svg(layers, tokens));
-  }
+  if (!o.svg.empty()) write_svg(o.svg, as_svg(layers, tokens));
   write_stdout(o.format == "json"  ? as_json(layers, loss, tokens)
                : o.format == "csv" ? as_csv(layers)
                                    : as_text(layers, loss, tokens));

@@ -275,6 +275,32 @@ class Layer(Case):
         for absent, why in ((TEMP / "absent", "No such file"), (TEMP, "not a regular file")):
             self.fails(dsv3("layer", model, "--in", absent, "--out", out), absent, why)
 
+    def test_refused_before_the_work(self):
+        case = CASES / "moe-transformer"
+        given, out = TEMP / "same.safetensors", TEMP / "mine.txt"
+        shutil.copy(case / "expected.safetensors", given)
+        before = given.read_bytes()
+        self.fails(dsv3("layer", packed(case), "--in", given, "--out", given), "--out is the file of --in")
+        self.assertEqual(given.read_bytes(), before)
+        out.write_text("mine, and no tensors")
+        self.fails(dsv3("layer", packed(case), "--in", TEMP / "absent", "--out", out), out, "not a safetensors file")
+
+    def test_masks_and_lengths_that_make_no_sense(self):
+        x = load_safetensors(CASES / "moe-transformer/expected.safetensors")["input"]
+        n = x.shape[1]
+        for value in (np.nan, np.inf):
+            mask = np.zeros((n, n), "<f4")
+            mask[0, 2] = value
+            with self.assertRaisesRegex(AssertionError, '"m": element 2: got'):
+                self.run_layer({"input": ("F32", x), "m": ("F32", mask)}, "--mask", "m")
+        square = np.zeros((n, n))
+        for name, kind, tensors in (("input", "I64", {"input": ("I64", x.astype("<i8") * 0)}), ("input", "BOOL", {"input": ("BOOL", x.astype("u1"))}),
+                                    ("m", "I64", {"input": ("F32", x), "m": ("I64", square.astype("<i8"))})):
+            with self.assertRaisesRegex(AssertionError, f'"{name}": got type {kind}, expected F32'):
+                self.run_layer(tensors, *(["--mask", "m"] if "m" in tensors else []))
+        with self.assertRaisesRegex(AssertionError, "length of at most 32768"):
+            self.run_layer({"input": ("F32", np.zeros((1, 40000, x.shape[2]), "<f4"))}, "--mask", "causal")
+
     def test_bad_tensor_files(self):
         model, path = packed(CASES / "moe-transformer"), TEMP / "bad.safetensors"
         good = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -369,6 +395,15 @@ class Routing(Case):
         path.write_text("[1]")
         self.fails(dsv3("routing", packed(CASES / "moe-transformer"), "--ids", path), "")
         self.fails(dsv3("routing", model, "--ids", path, "--svg", TEMP / "absent/x.svg"), "absent")
+        fifo, partial, trace = TEMP / "fifo", TEMP / "load.svg.partial", TEMP / "early.safetensors"
+        os.mkfifo(fifo)
+        self.fails(dsv3("routing", model, "--ids", path, "--svg", fifo), fifo, "not a regular file")
+        partial.write_text("mine")
+        self.fails(dsv3("routing", model, "--ids", path, "--svg", TEMP / "load.svg", "--trace", trace), partial, "it exists")
+        self.assertEqual((partial.read_text(), trace.exists()), ("mine", False))
+        partial.unlink()
+        self.fails(dsv3("routing", model, "--ids", path, "--svg", trace, "--trace", trace), "the same file")
+        self.fails(dsv3("routing", TEMP / "absent.model", "--ids", path, "--svg", TEMP / "absent/x.svg"), "absent/x.svg")
         precious = TEMP / "precious.json"
         precious.write_text("mine")
         self.fails(dsv3("routing", model, "--ids", path, "--svg", precious), "not a picture")
