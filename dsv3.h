@@ -195,6 +195,17 @@ enum {
 DSV3_API dsv3_status dsv3_tokenize(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes,
                                    uint32_t flags, int32_t* ids, size_t capacity, size_t* n_ids);
 
+typedef struct dsv3_span {
+  size_t begin, end; /* bytes begin..end-1 of a text */
+} dsv3_span;
+
+/* The same, and for each id the bytes of the given text that it comes from, however the tokenizer rewrites texts: what
+ * it composes comes from all that it composes, what it puts in front from the first character; a beginning-of-sentence
+ * token is 0..0. An id may be part of a character. `ids` and `spans` have room for `capacity` each. */
+DSV3_API dsv3_status dsv3_tokenize_spans(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes,
+                                         uint32_t flags, int32_t* ids, dsv3_span* spans, size_t capacity,
+                                         size_t* n_ids);
+
 enum {
   DSV3_SKIP_SPECIAL = 1, /* leave special tokens out */
   DSV3_CONTINUES =
@@ -231,10 +242,6 @@ DSV3_API dsv3_status dsv3_model_template(const dsv3_model* model, const char* na
 DSV3_API dsv3_status dsv3_template_parse(const char* text, size_t n_bytes, const char* special_tokens,
                                          dsv3_template** chat_template);
 DSV3_API void dsv3_template_free(dsv3_template* chat_template);
-
-typedef struct dsv3_span {
-  size_t begin, end; /* bytes begin..end-1 of a text */
-} dsv3_span;
 
 /* `arguments` is one JSON object, the template's variables: "messages" ({"role", "content", "tool_calls",
  * "reasoning_content", ...}), "add_generation_prompt", "tools", and what else the template reads ("enable_thinking").

@@ -20,6 +20,20 @@ Result<std::unique_ptr<dsv3_tokenizer>> open_tokenizer_at(const std::string& pat
   return opened.ok() ? std::move(opened) : opened.status().in("open " + path);
 }
 
+// What the two forms of dsv3_tokenize share.
+Status encode(const char* call, const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes,
+              uint32_t flags, std::vector<int32_t>* ids, std::vector<dsv3::TextSpan>* places) {
+  if (!tokenizer) return null_argument(call, "tokenizer");
+  if (!text && n_bytes) return null_argument(call, "text");
+  if (flags & ~uint32_t(DSV3_PARSE_ADDED | DSV3_BOS | DSV3_BOS_AUTO))
+    return lite::invalid_argument(call, ": unknown flags ", flags);
+  const dsv3::Tokenizer& t = tokenizer->tokenizer;
+  dsv3::EncodeOptions o;
+  o.parse_added = flags & DSV3_PARSE_ADDED;
+  o.bos = (flags & DSV3_BOS) || ((flags & DSV3_BOS_AUTO) && t.adds_bos());
+  return t.encode(std::string_view(text ? text : "", n_bytes), o, ids, places);
+}
+
 }  // namespace
 
 namespace dsv3::api {
@@ -67,19 +81,28 @@ dsv3_status dsv3_model_tokenizer(dsv3_model* model, const dsv3_tokenizer** token
 dsv3_status dsv3_tokenize(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes, uint32_t flags,
                           int32_t* ids, size_t capacity, size_t* n_ids) {
   return call([&]() -> Status {
-    if (!tokenizer) return null_argument("dsv3_tokenize", "tokenizer");
-    if (!text && n_bytes) return null_argument("dsv3_tokenize", "text");
     if (!ids && capacity) return null_argument("dsv3_tokenize", "ids");
     if (!n_ids) return null_argument("dsv3_tokenize", "n_ids");
-    if (flags & ~uint32_t(DSV3_PARSE_ADDED | DSV3_BOS | DSV3_BOS_AUTO))
-      return lite::invalid_argument("dsv3_tokenize: unknown flags ", flags);
-    const dsv3::Tokenizer& t = tokenizer->tokenizer;
-    dsv3::EncodeOptions o;
-    o.parse_added = flags & DSV3_PARSE_ADDED;
-    o.bos = (flags & DSV3_BOS) || ((flags & DSV3_BOS_AUTO) && t.adds_bos());
     std::vector<int32_t> out;
-    LITE_TRY(t.encode(std::string_view(text ? text : "", n_bytes), o, &out));
+    LITE_TRY(encode("dsv3_tokenize", tokenizer, text, n_bytes, flags, &out, nullptr));
     copy_out(out.data(), out.size(), ids, capacity, n_ids);
+    return {};
+  });
+}
+
+dsv3_status dsv3_tokenize_spans(const dsv3_tokenizer* tokenizer, const char* text, size_t n_bytes,
+                                uint32_t flags, int32_t* ids, dsv3_span* spans, size_t capacity,
+                                size_t* n_ids) {
+  return call([&]() -> Status {
+    if (!ids && capacity) return null_argument("dsv3_tokenize_spans", "ids");
+    if (!spans && capacity) return null_argument("dsv3_tokenize_spans", "spans");
+    if (!n_ids) return null_argument("dsv3_tokenize_spans", "n_ids");
+    std::vector<int32_t> out;
+    std::vector<dsv3::TextSpan> places;
+    LITE_TRY(encode("dsv3_tokenize_spans", tokenizer, text, n_bytes, flags, &out, &places));
+    copy_out(out.data(), out.size(), ids, capacity, n_ids);
+    for (size_t i = 0; i < std::min(places.size(), capacity); ++i)
+      spans[i] = {places[i].begin, places[i].end};
     return {};
   });
 }

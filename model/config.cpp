@@ -214,6 +214,11 @@ Result<Config> Config::parse(const Json& json, std::vector<std::string>* unknown
   c.hidden_size = k.size("hidden_size");
   LITE_TRY(k.status());
   LITE_TRY(family.parse(k, json, &c));
+  // A single layer's file has no released form: what is not known to have no effect may change what it computes.
+  if (c.architecture == Architecture::MoeTransformer)
+    for (const std::string& key : k.unread())
+      if (!kNoEffect.contains(key) || key == "head_dim" || key == "num_key_value_heads")
+        k.fail(lite::unsupported(where, ": key \"", key, "\": a single layer has none of this name"));
   LITE_TRY(k.status());
 
   if (c.layers.empty()) return lite::internal_error(where, ": no layers");

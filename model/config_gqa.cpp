@@ -50,6 +50,7 @@ LayerConfig parse_layer(Keys& k, const Config& c, int64_t layer) {
   if (qwen) {
     const std::vector<int64_t> dense = layer_list(k, "mlp_only_layers");
     const int64_t step = k.size("decoder_sparse_step", 1, 1);
+    k.get("num_experts", false);  // required; 0: every layer is dense
     l.n_routed_experts = k.size("num_experts", 0);
     l.moe = l.n_routed_experts > 0 && (layer + 1) % step == 0 &&
             std::find(dense.begin(), dense.end(), layer) == dense.end();
@@ -146,7 +147,8 @@ Status parse_moe_transformer(Keys& k, const Json&, Config* c) {
                             " is more than num_experts ", l.n_routed_experts);
   l.head_dim = c->hidden_size / l.num_attention_heads;
   c->num_hidden_layers = 1;
-  c->rms_norm_eps = 1e-5;  // of its LayerNorms: PyTorch's default
+  const double eps = 1e-5;  // of its LayerNorms: PyTorch's default
+  c->rms_norm_eps = k.number("layer_norm_eps", &eps, 0, 1);
   c->layers = {l};
   return {};
 }

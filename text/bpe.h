@@ -28,9 +28,13 @@ class Bpe {
   // already.
   lite::Status add_merge(int32_t left, int32_t right, int32_t merged);
 
-  // Appends the piece's tokens. InvalidArgument for a byte or character that has none: some vocabularies leave
-  // out bytes that UTF-8 never has. O(n log n) for n bytes.
-  lite::Status encode(std::string_view piece, std::vector<int32_t>* ids) const;
+  struct Token {
+    int32_t id;
+    uint32_t n_bytes;  // of the piece
+  };
+  // Replaces *tokens by the piece's, in its order. InvalidArgument for a byte or character that has none: some
+  // vocabularies leave out bytes that UTF-8 never has. O(n log n) for n bytes.
+  lite::Status encode(std::string_view piece, std::vector<Token>* tokens) const;
 
  private:
   struct Merge {
@@ -44,12 +48,12 @@ class Bpe {
 
   size_t slot(uint64_t pair) const;
   uint64_t look_up(int32_t left, int32_t right) const;
-  lite::Result<size_t> symbols_of(std::string_view piece, int32_t* symbols) const;
+  lite::Result<size_t> symbols_of(std::string_view piece, Token* symbols) const;
   int32_t character(uint32_t code_point) const {
     return code_point < character_id_.size() ? character_id_[code_point] : -1;
   }
-  void encode_short(size_t n, int32_t* symbols, std::vector<int32_t>* ids) const;
-  void encode_long(std::vector<int32_t> symbols, std::vector<int32_t>* ids) const;
+  size_t merge_short(size_t n, Token* symbols) const;
+  size_t merge_long(size_t n, Token* symbols) const;
 
   std::array<int32_t, 256> byte_id_;
   std::vector<int32_t> character_id_;  // by code point, -1: none; empty: symbols are bytes

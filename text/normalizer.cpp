@@ -17,7 +17,7 @@ namespace {
 constexpr size_t kMaxSteps = 16;
 constexpr int kMaxDepth = 4;  // of Sequences
 
-// Copies a text with changes, and carries along which spans of it are trusted.
+// Copies a text with changes, and carries along which spans of it are trusted and where its bytes come from.
 class Rewriter {
  public:
   explicit Rewriter(const MarkedText& from) : from_(from), span_(from.trusted.begin()) {}
@@ -25,10 +25,20 @@ class Rewriter {
   // Bytes begin..end-1 become `content`. Calls ascend and do not overlap.
   void replace(size_t begin, size_t end, std::string_view content) {
     copy_until(begin);
+    if (!from_.source.empty() && begin < end)
+      out_.source.insert(out_.source.end(), content.size(),
+                         {from_.source[begin].begin, from_.source[end - 1].end});
     if (span_ != from_.trusted.end() && span_->begin <= begin && end <= span_->end)
       trust(out_.text.size(), out_.text.size() + content.size());
     out_.text += content;
     at_ = end;
+  }
+  void prepend(std::string_view content) {
+    replace(0, 0, content);
+    if (from_.source.empty()) return;
+    const size_t first = std::max<size_t>(utf8_decode(from_.text).length, 1);
+    out_.source.insert(out_.source.end(), content.size(),
+                       {from_.source[0].begin, from_.source[first - 1].end});
   }
   MarkedText finish() {
     copy_until(from_.text.size());
@@ -43,6 +53,9 @@ class Rewriter {
       if (span_->end > end) break;
     }
     out_.text.append(from_.text, at_, end - at_);
+    if (!from_.source.empty())
+      out_.source.insert(out_.source.end(), from_.source.begin() + ptrdiff_t(at_),
+                         from_.source.begin() + ptrdiff_t(end));
     at_ = end;
   }
 
@@ -134,19 +147,26 @@ Status Normalizer::add(const Json& json, int depth) {
 MarkedText Normalizer::apply(MarkedText text) const {
   for (const Step& step : steps_) {
     if (text.text.empty()) break;
-    Rewriter out(text);
     switch (step.kind) {
-      case Kind::Nfc: text = to_nfc(text); continue;
-      case Kind::Prepend: out.replace(0, 0, step.content); break;
-      case Kind::Replace:
-        for (size_t at = 0; (at = text.text.find(step.pattern, at)) != std::string::npos;) {
-          out.replace(at, at + step.pattern.size(), step.content);
-          at += step.pattern.size();
-        }
+      case Kind::Nfc: text = to_nfc(text); break;
+      case Kind::Prepend: text = prepended(text, step.content); break;
+      case Kind::Replace: text = replaced(text, step.pattern, step.content);
     }
-    text = out.finish();
   }
   return text;
+}
+
+MarkedText prepended(const MarkedText& text, std::string_view content) {
+  Rewriter out(text);
+  out.prepend(content);
+  return out.finish();
+}
+
+MarkedText replaced(const MarkedText& text, std::string_view pattern, std::string_view content) {
+  Rewriter out(text);
+  for (size_t at = 0; (at = text.text.find(pattern, at)) != std::string::npos; at += pattern.size())
+    out.replace(at, at + pattern.size(), content);
+  return out.finish();
 }
 
 std::string replace_all(std::string_view text, std::string_view pattern, std::string_view content) {

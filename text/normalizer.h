@@ -15,6 +15,9 @@ namespace dsv3 {
 struct MarkedText {
   std::string text;
   TextSpans trusted;
+  // Where each byte comes from in the text that was given; what replaces several characters comes from all of them.
+  // Empty: nobody asked.
+  std::vector<TextSpan> source = {};
 };
 
 class Normalizer {
@@ -39,7 +42,10 @@ class Normalizer {
   double growth_ = 1;  // of a text, at most
 };
 
+// `content` in front of a text that is not empty, coming from its first character.
+MarkedText prepended(const MarkedText& text, std::string_view content);
 // Every `pattern` in `text` becomes `content`, leftmost first.
+MarkedText replaced(const MarkedText& text, std::string_view pattern, std::string_view content);
 std::string replace_all(std::string_view text, std::string_view pattern, std::string_view content);
 
 }  // namespace dsv3

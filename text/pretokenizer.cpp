@@ -1,7 +1,6 @@
 #include "text/pretokenizer.h"
 
 #include "text/json_fields.h"
-#include "text/normalizer.h"
 #include "text/utf8.h"
 
 namespace dsv3 {
@@ -65,13 +64,13 @@ Result<PreTokenizer> PreTokenizer::split_by(std::string_view pattern) {
   return out;
 }
 
-std::string PreTokenizer::rewrite(std::string_view text, bool first) const {
-  std::string out = replace_all(text, " ", metaspace_->replacement);
+MarkedText PreTokenizer::rewrite(MarkedText text, bool first) const {
+  text = replaced(text, " ", metaspace_->replacement);
   const bool wanted = metaspace_->prepend == Metaspace::Prepend::Always ||
                       (metaspace_->prepend == Metaspace::Prepend::First && first);
-  if (wanted && !out.empty() && !out.starts_with(metaspace_->replacement))
-    out.insert(0, metaspace_->replacement);
-  return out;
+  if (wanted && !text.text.empty() && !text.text.starts_with(metaspace_->replacement))
+    text = prepended(text, metaspace_->replacement);
+  return text;
 }
 
 Result<std::vector<std::string_view>> PreTokenizer::pieces(std::string_view text,

@@ -10,6 +10,7 @@
 
 #include "ggml-lite/json.h"
 #include "ggml-lite/status.h"
+#include "text/normalizer.h"
 #include "text/regex.h"
 
 namespace dsv3 {
@@ -33,7 +34,7 @@ class PreTokenizer {
   bool byte_level() const { return byte_level_; }
   // True if rewrite() must come before pieces(). `first`: nothing is before this text.
   bool rewrites() const { return metaspace_.has_value(); }
-  std::string rewrite(std::string_view text, bool first) const;
+  MarkedText rewrite(MarkedText text, bool first) const;
   // Pieces of `text`, valid UTF-8, in order; together they are the text.
   lite::Result<std::vector<std::string_view>> pieces(std::string_view text, const MatchTime& time) const;
 

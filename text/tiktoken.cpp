@@ -117,13 +117,12 @@ Result<std::vector<AddedToken>> read_added(const Json& decoder, size_t n_ranks) 
 // A token forms by merging only from the two parts that are left when its own bytes are merged by all lower
 // ranks; with more than two left it never does.
 Status derive_merges(const std::vector<std::string>& tokens, Bpe* bpe) {
-  std::vector<int32_t> parts;
+  std::vector<Bpe::Token> parts;
   for (size_t rank = 0; rank < tokens.size(); ++rank) {
     if (tokens[rank].size() == 1) continue;
-    parts.clear();
     if (!bpe->encode(tokens[rank], &parts).ok())
       return lite::corrupt("rank ", rank, " has a byte that is no token");
-    if (parts.size() == 2) LITE_TRY(bpe->add_merge(parts[0], parts[1], int32_t(rank)));
+    if (parts.size() == 2) LITE_TRY(bpe->add_merge(parts[0].id, parts[1].id, int32_t(rank)));
   }
   return {};
 }

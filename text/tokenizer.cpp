@@ -17,17 +17,49 @@ namespace {
 struct Part {
   std::string_view text;
   TextSpans trusted;
-  bool first;  // nothing is before it
+  bool first;        // nothing is before it
+  size_t begin = 0;  // in the text that was given
+  std::span<const TextSpan> source =
+      {};  // of each byte, if it is not the byte at the same distance from `begin`
+
+  // Where its bytes from..to-1 come from.
+  TextSpan place(size_t from, size_t to) const {
+    if (source.empty() || from == to) return {begin + from, begin + to};
+    return {source[from].begin, source[to - 1].end};
+  }
 };
 
 Part part_of(const Part& whole, size_t begin, size_t end) {
   Part out{whole.text.substr(begin, end - begin), {}, whole.first && begin == 0};
+  if (whole.source.empty())
+    out.begin = whole.begin + begin;
+  else
+    out.source = whole.source.subspan(begin, end - begin);
   auto s = std::upper_bound(whole.trusted.begin(), whole.trusted.end(), begin,
                             [](size_t at, const TextSpan& span) { return at < span.end; });
   for (; s != whole.trusted.end() && s->begin < end; ++s)
     out.trusted.push_back({std::max(s->begin, begin) - begin, std::min(s->end, end) - begin});
   return out;
 }
+
+// The text of a part for what rewrites it.
+MarkedText marked(const Part& part, bool with_source) {
+  MarkedText out{std::string(part.text), part.trusted};
+  if (with_source)
+    for (size_t i = 0; i < part.text.size(); ++i) out.source.push_back(part.place(i, i + 1));
+  return out;
+}
+
+// What an encoding gives: ids, and where they come from if that is wanted.
+struct Encoded {
+  std::vector<int32_t>* ids;
+  std::vector<TextSpan>* places;  // or null
+
+  void add(int32_t id, const TextSpan& place) const {
+    ids->push_back(id);
+    if (places) places->push_back(place);
+  }
+};
 
 // The spans without empty ones, touching ones as one.
 Result<TextSpans> merged(std::span<const TextSpan> spans, size_t size) {
@@ -115,32 +147,41 @@ struct Tokenizer::Impl {
     return {};
   }
 
-  Status encode_piece(std::string_view piece, std::vector<int32_t>* ids) const {
+  // A piece of part.text; `tokens` is room for it.
+  Status encode_piece(const Part& part, std::string_view piece, std::vector<Bpe::Token>* tokens,
+                      const Encoded& out) const {
+    size_t at = size_t(piece.data() - part.text.data());
     if (definition.whole_pieces) {
       if (const int32_t id = definition.vocabulary.find(piece); id >= 0) {
-        ids->push_back(id);
+        out.add(id, part.place(at, at + piece.size()));
         return {};
       }
     }
-    return definition.bpe.encode(piece, ids);
+    LITE_TRY(definition.bpe.encode(piece, tokens));
+    for (const Bpe::Token& token : *tokens) {
+      out.add(token.id, part.place(at, at + token.n_bytes));
+      at += token.n_bytes;
+    }
+    return {};
   }
 
   // Text without added tokens, normalized.
-  Status encode_plain(std::string_view text, bool first, const MatchTime& time,
-                      std::vector<int32_t>* ids) const {
-    std::string rewritten;
+  Status encode_plain(Part part, const MatchTime& time, const Encoded& out) const {
+    MarkedText rewritten;
     if (definition.pre_tokenizer.rewrites()) {
-      rewritten = definition.pre_tokenizer.rewrite(text, first);
-      text = rewritten;
+      rewritten = definition.pre_tokenizer.rewrite(marked(part, out.places), part.first);
+      part.text = rewritten.text;
+      part.source = rewritten.source;
     }
-    while (!text.empty()) {
+    std::vector<Bpe::Token> tokens;
+    for (std::string_view text = part.text; !text.empty();) {
       const size_t valid = utf8_valid_prefix(text);
       LITE_ASSIGN(const std::vector<std::string_view> pieces,
                   definition.pre_tokenizer.pieces(text.substr(0, valid), time));
-      for (const std::string_view piece : pieces) LITE_TRY(encode_piece(piece, ids));
+      for (const std::string_view piece : pieces) LITE_TRY(encode_piece(part, piece, &tokens, out));
       text.remove_prefix(valid);
       if (text.empty()) break;
-      LITE_TRY(encode_piece(text.substr(0, 1), ids));  // a byte that is not UTF-8
+      LITE_TRY(encode_piece(part, text.substr(0, 1), &tokens, out));  // a byte that is not UTF-8
       text.remove_prefix(1);
     }
     return {};
@@ -148,30 +189,28 @@ struct Tokenizer::Impl {
 
   // Cuts `whole` by the added tokens of `set`; what is between them goes on to `encode_rest`.
   template <class Rest>
-  static Status cut(const AddedTokenSet& set, const Part& whole, std::vector<int32_t>* ids,
-                    Rest encode_rest) {
+  static Status cut(const AddedTokenSet& set, const Part& whole, const Encoded& out, Rest encode_rest) {
     for (size_t at = 0;;) {
       const AddedTokenSet::Match match = set.find(whole.text, whole.trusted, at);
       if (!match.token) return encode_rest(part_of(whole, at, whole.text.size()));
       if (match.begin > at) LITE_TRY(encode_rest(part_of(whole, at, match.begin)));
-      ids->push_back(match.token->id);
+      out.add(match.token->id, whole.place(match.begin, match.end));
       at = match.end;
     }
   }
 
-  Status encode_normal(const Part& part, const MatchTime& time, std::vector<int32_t>* ids) const {
-    return cut(normalized, part, ids,
-               [&](const Part& rest) { return encode_plain(rest.text, rest.first, time, ids); });
+  Status encode_normal(const Part& part, const MatchTime& time, const Encoded& out) const {
+    return cut(normalized, part, out, [&](const Part& rest) { return encode_plain(rest, time, out); });
   }
 
-  Status encode(const Part& whole, std::vector<int32_t>* ids) const {
+  Status encode(const Part& whole, const Encoded& out) const {
     if (whole.text.size() > INT32_MAX)
       return lite::invalid_argument("encode text: ", whole.text.size(), " bytes, at most 2^31-1");
     const MatchTime time(whole.text.size());
-    return cut(exact, whole, ids, [&](const Part& rest) {
-      if (definition.normalizer.does_nothing()) return encode_normal(rest, time, ids);
-      const MarkedText normal = definition.normalizer.apply({std::string(rest.text), rest.trusted});
-      return encode_normal({normal.text, normal.trusted, rest.first}, time, ids);
+    return cut(exact, whole, out, [&](const Part& rest) {
+      if (definition.normalizer.does_nothing()) return encode_normal(rest, time, out);
+      const MarkedText normal = definition.normalizer.apply(marked(rest, out.places));
+      return encode_normal({normal.text, normal.trusted, rest.first, rest.begin, normal.source}, time, out);
     });
   }
 };
@@ -233,24 +272,31 @@ Result<int32_t> Tokenizer::find(std::string_view token) const {
   return id;
 }
 
-Status Tokenizer::encode(std::string_view text, const EncodeOptions& options,
-                         std::vector<int32_t>* ids) const {
+Status Tokenizer::encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>* ids,
+                         std::vector<TextSpan>* places) const {
   ids->clear();
+  if (places) places->clear();
   if (options.bos && impl_->bos < 0)
     return lite::invalid_argument(
         "encode text: asked for a beginning-of-sentence token, the tokenizer has none");
   const TextSpan everything{0, text.size()};
-  LITE_TRY(encode_spans(text, {&everything, options.parse_added ? 1u : 0u}, ids));
-  if (options.bos) ids->insert(ids->begin(), impl_->bos);
+  LITE_TRY(encode_spans(text, {&everything, options.parse_added ? 1u : 0u}, ids, places));
+  if (!options.bos) return {};
+  ids->insert(ids->begin(), impl_->bos);
+  if (places) places->insert(places->begin(), TextSpan{});
   return {};
 }
 
 Status Tokenizer::encode_spans(std::string_view text, std::span<const TextSpan> trusted,
-                               std::vector<int32_t>* ids) const {
+                               std::vector<int32_t>* ids, std::vector<TextSpan>* places) const {
   ids->clear();
+  if (places) places->clear();
   LITE_ASSIGN(const TextSpans spans, merged(trusted, text.size()));
-  const Status status = impl_->encode({text, spans, true}, ids);
-  if (!status.ok()) ids->clear();
+  const Status status = impl_->encode({text, spans, true}, {ids, places});
+  if (!status.ok()) {
+    ids->clear();
+    if (places) places->clear();
+  }
   return status;
 }
 

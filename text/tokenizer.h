@@ -60,13 +60,17 @@ class Tokenizer {
   // Replaces *ids; empty on failure. Thread-safe. Time is linear in the text up to a logarithm, whatever the
   // text. Bytes for which the vocabulary has no token are InvalidArgument; a released vocabulary has all that
   // UTF-8 can have.
-  Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>* ids) const;
+  // *places, if wanted: for each id the bytes of `text` that it comes from. What a normalizer composes comes from all
+  // that it composes, what it puts in front from the first character; the beginning-of-sentence token is 0..0. An id
+  // may be part of a character.
+  Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>* ids,
+                std::vector<TextSpan>* places = nullptr) const;
   // The same for a text of which only some spans are trusted: an added token is recognised where a span holds
   // all of it, and nowhere else, so that no user can write "<|User|>". (The model's token for what it does not
   // know, which controls nothing, is recognised in any text, as the reference does it.) Spans ascend and do not
   // overlap (InvalidArgument); touching ones are one. Text is merged across their borders like any other.
-  Status encode_spans(std::string_view text, std::span<const TextSpan> trusted,
-                      std::vector<int32_t>* ids) const;
+  Status encode_spans(std::string_view text, std::span<const TextSpan> trusted, std::vector<int32_t>* ids,
+                      std::vector<TextSpan>* places = nullptr) const;
   // The tokens' bytes one after the other. An id below size() that names no token gives nothing, one outside
   // 0..size()-1 InvalidArgument.
   Result<std::string> decode(std::span<const int32_t> ids, const DecodeOptions& options) const;

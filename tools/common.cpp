@@ -235,6 +235,17 @@ std::vector<int32_t> tokenize(const dsv3_tokenizer* tokenizer, std::string_view 
   });
 }
 
+std::vector<int32_t> tokenize_spans(const dsv3_tokenizer* tokenizer, std::string_view text, uint32_t flags,
+                                    std::vector<dsv3_span>* spans) {
+  const auto ids = read_all<std::vector<int32_t>>(text.size() + 1, [&](int32_t* out, size_t capacity,
+                                                                       size_t* n) {
+    spans->resize(capacity);
+    check(dsv3_tokenize_spans(tokenizer, text.data(), text.size(), flags, out, spans->data(), capacity, n));
+  });
+  spans->resize(ids.size());
+  return ids;
+}
+
 std::string detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags) {
   return read_all<std::string>(16 * n_ids, [&](char* bytes, size_t capacity, size_t* n) {
     check(dsv3_detokenize(tokenizer, ids, n_ids, flags, bytes, capacity, n));

@@ -153,6 +153,9 @@ Items read_all(size_t guess, const Write& write) {
 }
 
 std::vector<int32_t> tokenize(const dsv3_tokenizer* tokenizer, std::string_view text, uint32_t flags);
+// The same with the bytes of the text that each id comes from.
+std::vector<int32_t> tokenize_spans(const dsv3_tokenizer* tokenizer, std::string_view text, uint32_t flags,
+                                    std::vector<dsv3_span>* spans);
 std::string detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids, size_t n_ids, uint32_t flags);
 
 // The user's own JSON; a name twice in the outermost object is an error. `what` names it in messages.

@@ -1,5 +1,6 @@
 // dsv3 classify, tag and answer: the heads that are not a language model's, on a text or on token ids.
 #include <algorithm>
+#include <optional>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -66,11 +67,11 @@ void tag(const HeadOptions& o) {
   if (o.rows.ids.empty()) check(dsv3_model_tokenizer(model.get(), &tokenizer));
   for (const Row& row : rows) {
     const Outputs out = evaluate(model, o.compute, row, true);
-    const Offsets offsets = tokenizer ? character_offsets(tokenizer, row.ids) : Offsets{};
+    const Offsets offsets = character_offsets(given, row.spans);
     ordered_json tokens = ordered_json::array();
     std::string lines;
     for (size_t i = 0; i < out.values.size(); ++i) {
-      ordered_json token = {{"id", row.ids[i]}};
+      ordered_json token = {{"token", row.dropped + int64_t(i)}, {"id", row.ids[i]}};
       std::string bytes;
       if (tokenizer) {
         bytes = detokenize(tokenizer, &row.ids[i], 1, DSV3_CONTINUES);
@@ -89,16 +90,17 @@ void tag(const HeadOptions& o) {
 
 struct Span {
   size_t begin = 0, end = 0;  // tokens, both in the answer
-  double score = -1;
+  double score = 0;
 };
 
-// The span with the largest product of probabilities, of at most max_tokens tokens from `first` on.
-Span best_span(const std::vector<double>& start, const std::vector<double>& end, size_t first,
-               size_t max_tokens) {
-  Span best;
+// The span with the largest product of probabilities, of at most max_tokens tokens from `first` on; none if there
+// are no tokens.
+std::optional<Span> best_span(const std::vector<double>& start, const std::vector<double>& end, size_t first,
+                              size_t max_tokens) {
+  std::optional<Span> best;
   for (size_t i = first; i < start.size(); ++i)
     for (size_t j = i; j < std::min(end.size(), i + max_tokens); ++j)
-      if (start[i] * end[j] > best.score) best = {i, j, start[i] * end[j]};
+      if (!best || start[i] * end[j] > best->score) best = Span{i, j, start[i] * end[j]};
   return best;
 }
 
@@ -110,14 +112,14 @@ void answer(const HeadOptions& o) {
   std::vector<Row> rows = o.rows.read(model, &context);
   size_t first = 0;  // token of the context
   const dsv3_tokenizer* tokenizer = nullptr;
-  std::vector<int32_t> context_ids;
-  if (o.rows.ids.empty()) {  // the model reads the question, then the context
+  std::vector<dsv3_span> spans;  // of the context
+  if (o.rows.ids.empty()) {      // the model reads the question, then the context
     check(dsv3_model_tokenizer(model.get(), &tokenizer));
-    context_ids = tokenize(tokenizer, context, 0);
+    const std::vector<int32_t> context_ids = tokenize_spans(tokenizer, context, 0, &spans);
     std::vector<int32_t> ids = tokenize(tokenizer, o.question, DSV3_BOS_AUTO);
     first = ids.size();
     ids.insert(ids.end(), context_ids.begin(), context_ids.end());
-    rows = {{ids, std::vector<uint8_t>(ids.size(), 1)}};
+    rows = {{ids, std::vector<uint8_t>(ids.size(), 1), {}}};
   }
   for (const Row& row : rows) {
     const Outputs out = evaluate(model, o.compute, row, true);
@@ -126,24 +128,26 @@ void answer(const HeadOptions& o) {
       start.push_back(v[0]);
       end.push_back(v[1]);
     }
-    const Span span = best_span(softmax(start), softmax(end), first, size_t(o.max_tokens));
-    ordered_json result = {
-        {"score", span.score}, {"first_token", span.begin - first}, {"last_token", span.end - first}};
+    const std::optional<Span> span = best_span(softmax(start), softmax(end), first, size_t(o.max_tokens));
+    if (!span) fail("answer: the text has no tokens");
+    const int64_t before = row.dropped - int64_t(first);
+    const int64_t first_token = before + int64_t(span->begin), last_token = before + int64_t(span->end);
+    ordered_json result = {{"score", span->score}, {"first_token", first_token}, {"last_token", last_token}};
     std::string words;
     if (tokenizer) {
-      const Offsets offsets = character_offsets(tokenizer, context_ids);
-      const int64_t begin = offsets.begin[span.begin - first], end = offsets.end[span.end - first];
-      words = characters(detokenize(tokenizer, context_ids.data(), context_ids.size(), DSV3_SKIP_SPECIAL),
-                         begin, end);  // whole ones, even if the tokens are not
+      const Offsets offsets = character_offsets(context, spans);
+      const int64_t begin = offsets.begin[span->begin - first], end = offsets.end[span->end - first];
+      words = characters(context, begin, end);  // whole ones, even if the tokens are not
       result.update({{"answer", words}, {"start", begin}, {"end", end}});
     }
+    result["padding_before"] = row.dropped;  // for which there are no logits
     result["start_logits"] = start;
     result["end_logits"] = end;
     if (o.as_json)
       write_stdout(one_line(result) + "\n");
     else
       write_stdout(tokenizer ? words + "\n"
-                             : text("tokens ", span.begin, "-", span.end, "\t", span.score, "\n"));
+                             : text("tokens ", first_token, "-", last_token, "\t", span->score, "\n"));
   }
 }
 

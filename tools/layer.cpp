@@ -1,4 +1,8 @@
 // dsv3 layer: runs a single-layer model (moe_transformer) on a tensor file.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
 #include <CLI/CLI.hpp>
 
 #include "tools/common.h"
@@ -17,11 +21,20 @@ void run_layer(const LayerOptions& o) {
   const dsv3_model_info info = get_info(model);
   if (info.task != DSV3_TASK_LAYER)
     fail("layer: ", o.model, " is a ", info.model_type, " model, expected a single layer");
+  std::error_code error;  // of a file that is not there yet
+  if (std::filesystem::equivalent(o.in, o.out, error))
+    fail("layer: --out is the file of --in, ", o.in, "; try another name");
+  TensorFile::check(o.out);
   const TensorValues x = read_tensor(o.in, "input");
+  if (x.type != "F32") fail("layer: ", o.in, ": tensor \"input\": got type ", x.type, ", expected F32");
   if (x.shape.size() != 3 || x.shape[2] != info.hidden_size)
     fail("layer: ", o.in, ": tensor \"input\": got shape ", shape_text(x.shape),
          ", expected [batch, length, ", info.hidden_size, "]");
   const int64_t batch = x.shape[0], length = x.shape[1], tokens = batch * length;
+  constexpr int64_t kLongest = 1 << 15;  // of dsv3_layer_eval
+  if (length > kLongest || tokens > INT32_MAX)
+    fail("layer: ", o.in, ": tensor \"input\": got shape ", shape_text(x.shape),
+         ", expected a length of at most ", kLongest, " and at most 2^31-1 tokens");
   TensorValues float_mask;
   std::vector<uint8_t> bool_mask;
   if (o.mask == "causal") {
@@ -29,10 +42,16 @@ void run_layer(const LayerOptions& o) {
       for (int64_t j = 0; j < length; ++j) bool_mask.push_back(j > i);
   } else if (o.mask != "none") {
     float_mask = read_tensor(o.in, o.mask);
+    if (float_mask.type == "I64")
+      fail("layer: ", o.in, ": tensor \"", o.mask, "\": got type I64, expected F32, BOOL or U8");
     if (float_mask.shape != std::vector<int64_t>{length, length})
       fail("layer: ", o.in, ": tensor \"", o.mask, "\": got shape ", shape_text(float_mask.shape),
            ", expected [", length, ", ", length, "]");
-    if (float_mask.is_bool)
+    for (size_t i = 0; i < float_mask.values.size(); ++i)
+      if (const float v = float_mask.values[i]; !(v < INFINITY))
+        fail("layer: ", o.in, ": tensor \"", o.mask, "\": element ", i, ": got ", v,
+             ", expected a number or -infinity, which hides");
+    if (float_mask.type != "F32")
       for (const float v : float_mask.values) bool_mask.push_back(v != 0);
   }
 
@@ -50,10 +69,24 @@ void run_layer(const LayerOptions& o) {
   b.router_ids = ids.data();
   b.router_weights = weights.data();
   check(dsv3_layer_eval(model.get(), &b, y.data()));
+  // A token that sees nothing has no output: its softmax is undefined.
+  const auto sees_nothing = [&](int64_t i) {
+    const auto hidden = [&](int64_t j) {
+      const size_t at = size_t(i * length + j);
+      return b.bool_mask ? b.bool_mask[at] != 0 : b.float_mask && b.float_mask[at] == -INFINITY;
+    };
+    for (int64_t j = 0; j < length; ++j)
+      if (!hidden(j)) return false;
+    return true;
+  };
+  const int64_t d = info.hidden_size, k = info.n_experts_per_token;
+  for (int64_t t = 0; t < tokens; ++t)
+    if (!std::all_of(&y[size_t(t * d)], &y[size_t(t * d)] + d, [](float v) { return std::isfinite(v); }) &&
+        !sees_nothing(t % length))
+      fail("layer: row ", t / length, ": token ", t % length, ": the output is not finite");
 
   using Type = TensorFile::Type;
   TensorFile file(o.out);
-  const int64_t d = info.hidden_size, k = info.n_experts_per_token;
   file.add("output", Type::F32, x.shape);
   file.add("router_ids", Type::I64, {tokens, k});
   file.add("router_weights", Type::F32, {tokens, k});

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <new>
 
 #include <CLI/CLI.hpp>
 
@@ -79,6 +80,8 @@ int main(int argc, char** argv) {
     return tools::kSignal + tools::caught_signal();
   } catch (const tools::ReaderGone&) {
     return tools::kOk;
+  } catch (const std::bad_alloc&) {
+    return complain("out of memory", tools::kFailed);
   } catch (const std::exception& e) {
     return complain(e.what(), tools::kFailed);
   }

@@ -1,9 +1,11 @@
 // dsv3 routing: how the experts of every layer are used by a text.
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -82,6 +84,10 @@ void evaluate_rows(const Model& model, const ComputeOptions& compute, const std:
       for (Layer& layer : *layers)
         for (int32_t i = 0; i < batch.n; ++i) {
           append_kept(session, "router_logits.", layer, i, &layer.logits);
+          if (!std::all_of(layer.logits.end() - layer.experts, layer.logits.end(),
+                           [](float x) { return std::isfinite(x); }))
+            fail("routing: row ", row.index, ": token ", row.dropped + first + i, ": router logits of layer ",
+                 layer.index, " are not finite");
           append_kept(session, "router_ids.", layer, i, &layer.ids);
           append_kept(session, "router_weights.", layer, i, &layer.weights);
         }
@@ -102,12 +108,12 @@ void count(const std::vector<uint8_t>& mask, Layer* layer) {
                                  &layer->loss));
 }
 
-// Of all layers together, as the training loss is; NaN (null in JSON) when layers have unlike numbers of
+// Of all layers together, as the training loss is; nothing (null in JSON) when layers have unlike numbers of
 // experts.
-double loss_of_all(const std::vector<Layer>& layers, const std::vector<uint8_t>& mask) {
+std::optional<double> loss_of_all(const std::vector<Layer>& layers, const std::vector<uint8_t>& mask) {
   std::vector<const float*> logits;
   for (const Layer& l : layers) {
-    if (l.experts != layers[0].experts || l.chosen != layers[0].chosen) return NAN;
+    if (l.experts != layers[0].experts || l.chosen != layers[0].chosen) return std::nullopt;
     logits.push_back(l.logits.data());
   }
   double loss = 0;
@@ -116,10 +122,10 @@ double loss_of_all(const std::vector<Layer>& layers, const std::vector<uint8_t>&
   return loss;
 }
 
-std::string as_text(const std::vector<Layer>& layers, double loss, int64_t tokens) {
+std::string as_text(const std::vector<Layer>& layers, std::optional<double> loss, int64_t tokens) {
   std::string out = text(tokens, " tokens; load-balancing loss ");
-  out += std::isnan(loss) ? "of each layer only, as their numbers of experts differ\n"
-                          : text(loss, " (", layers[0].chosen, " is perfect balance)\n");
+  out += loss ? text(*loss, " (", layers[0].chosen, " is perfect balance)\n")
+              : "of each layer only, as their numbers of experts differ\n";
   out += "layer  experts  max/mean  entropy (bits, of)      loss  unused  busiest\n";
   for (const Layer& l : layers) {
     char row[160];
@@ -140,8 +146,9 @@ std::string as_csv(const std::vector<Layer>& layers) {
   return out;
 }
 
-std::string as_json(const std::vector<Layer>& layers, double loss, int64_t tokens) {
-  ordered_json out = {{"tokens", tokens}, {"loss", loss}, {"layers", ordered_json::array()}};
+std::string as_json(const std::vector<Layer>& layers, std::optional<double> loss, int64_t tokens) {
+  ordered_json out = {{"tokens", tokens}, {"loss", nullptr}, {"layers", ordered_json::array()}};
+  if (loss) out["loss"] = *loss;
   for (const Layer& l : layers)
     out["layers"].push_back({{"layer", l.index},
                              {"experts", l.experts},
@@ -153,21 +160,36 @@ std::string as_json(const std::vector<Layer>& layers, double loss, int64_t token
   return out.dump() + "\n";
 }
 
-// A row of cells per layer, from white (unused) to dark (twice the mean load or more).
-// Appears under its name when it is complete; a typing error must not cost another file.
+std::string partial_of(const std::string& path) {
+  return path + ".partial";
+}
+
+// Before the work: where the picture and the trace go must be free, or theirs.
+void check_outputs(const RoutingOptions& o) {
+  namespace fs = std::filesystem;
+  if (!o.trace.empty()) TensorFile::check(o.trace);
+  if (o.svg.empty()) return;
+  check_replaceable(o.svg, 0, "<svg", "a picture of this kind");
+  if (fs::exists(fs::symlink_status(partial_of(o.svg))))
+    fail("write ", partial_of(o.svg), ": it exists; remove it, or try another name for the picture");
+  if (!o.trace.empty() && fs::absolute(o.svg).lexically_normal() == fs::absolute(o.trace).lexically_normal())
+    fail("routing: --svg and --trace are the same file, ", o.svg);
+}
+
+// Appears under its name when it is complete; leaves nothing behind if it cannot be written.
 void write_svg(const std::string& path, const std::string& picture) {
-  char begin[4] = {};
-  std::ifstream(path, std::ios::binary).read(begin, sizeof begin);
-  std::error_code error;
-  if (std::filesystem::exists(path, error) && std::string_view(begin, sizeof begin) != "<svg")
-    fail("write ", path, ": it exists and is not a picture of this kind; try another name");
-  const std::string partial = path + ".partial";
+  const std::string partial = partial_of(path);
   std::ofstream file(partial, std::ios::binary);
   file << picture;
   file.close();
-  if (!file || std::rename(partial.c_str(), path.c_str()) != 0) fail_errno("write " + path);
+  if (file && std::rename(partial.c_str(), path.c_str()) == 0) return;
+  const int why = errno;
+  std::remove(partial.c_str());
+  errno = why;
+  fail_errno("write " + path);
 }
 
+// A row of cells per layer, from white (unused) to dark (twice the mean load or more).
 std::string as_svg(const std::vector<Layer>& layers, int64_t tokens) {
   constexpr int kCell = 12, kLeft = 60, kTop = 40;
   int32_t widest = 0;
@@ -199,7 +221,7 @@ std::string as_svg(const std::vector<Layer>& layers, int64_t tokens) {
   return out + "</svg>\n";
 }
 
-void save_trace(const std::string& path, const std::vector<Layer>& layers) {
+void save_trace(const std::string& path, const std::vector<Row>& given, const std::vector<Layer>& layers) {
   using Type = TensorFile::Type;
   TensorFile file(path);
   const auto rows = [](const Layer& l) { return int64_t(l.ids.size()) / l.chosen; };
@@ -208,7 +230,20 @@ void save_trace(const std::string& path, const std::vector<Layer>& layers) {
     file.add(text("router_weights.", l.index), Type::F32, {rows(l), l.chosen});
     file.add(text("router_logits.", l.index), Type::F32, {rows(l), l.experts});
   }
+  // Of each token of the other tensors: its id, its row and place in what was given, and 0 if it is padding.
+  std::vector<int64_t> ids, row, token, mask;
+  for (const Row& r : given)
+    for (size_t i = 0; i < r.ids.size(); ++i) {
+      ids.push_back(r.ids[i]);
+      row.push_back(int64_t(r.index));
+      token.push_back(r.dropped + int64_t(i));
+      mask.push_back(r.mask[i]);
+    }
+  const std::pair<const char*, const std::vector<int64_t>&> of_tokens[] = {
+      {"input_ids", ids}, {"row", row}, {"token", token}, {"mask", mask}};
+  for (const auto& [name, values] : of_tokens) file.add(name, Type::I64, {int64_t(values.size())});
   file.create();
+  for (const auto& [name, values] : of_tokens) file.write_row(name, 0, values.data(), int64_t(values.size()));
   for (const Layer& l : layers)
     for (int64_t r = 0; r < rows(l); ++r) {
       file.write_row(text("router_ids.", l.index), r, &l.ids[size_t(r * l.chosen)], l.chosen);
@@ -219,6 +254,7 @@ void save_trace(const std::string& path, const std::vector<Layer>& layers) {
 }
 
 void run_routing(const RoutingOptions& o) {
+  check_outputs(o);
   const Model model = open_model(o.model, o.compute);
   std::string given;
   const std::vector<Row> rows = o.rows.read(model, &given);
@@ -228,11 +264,9 @@ void run_routing(const RoutingOptions& o) {
   for (const Row& row : rows) mask.insert(mask.end(), row.mask.begin(), row.mask.end());
   const int64_t tokens = std::count_if(mask.begin(), mask.end(), [](uint8_t m) { return m != 0; });
   for (Layer& layer : layers) count(mask, &layer);
-  const double loss = loss_of_all(layers, mask);
-  if (!o.trace.empty()) save_trace(o.trace, layers);
-  if (!o.svg.empty()) {
-    write_svg(o.svg, as_svg(layers, tokens));
-  }
+  const std::optional<double> loss = loss_of_all(layers, mask);
+  if (!o.trace.empty()) save_trace(o.trace, rows, layers);
+  if (!o.svg.empty()) write_svg(o.svg, as_svg(layers, tokens));
   write_stdout(o.format == "json"  ? as_json(layers, loss, tokens)
                : o.format == "csv" ? as_csv(layers)
                                    : as_text(layers, loss, tokens));
@@ -250,8 +284,10 @@ void add_routing(CLI::App* program) {
       ->check(CLI::IsMember({"text", "json", "csv"}))
       ->capture_default_str();
   command->add_option("--svg", o->svg, "also write a heat map of load by layer and expert to this file");
-  command->add_option("--trace", o->trace,
-                      "also write every token's expert ids, weights and logits to this safetensors file");
+  command->add_option(
+      "--trace", o->trace,
+      "also write every token's expert ids, weights and logits, and which token it is, to this "
+      "safetensors file");
   command->callback([o] { run_routing(*o); });
 }
 

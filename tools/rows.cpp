@@ -46,7 +46,8 @@ void read_mask(const json& mask, const std::string& what, Row* row) {
     fail(what, ": 0 at item ", after - row->mask.begin(),
          " stands between tokens, expected padding at the ends");
   if (first == row->mask.end()) fail(what, " leaves no token");
-  row->ids.erase(row->ids.begin(), row->ids.begin() + (first - row->mask.begin()));
+  row->dropped = first - row->mask.begin();
+  row->ids.erase(row->ids.begin(), row->ids.begin() + row->dropped);
   row->mask.erase(row->mask.begin(), first);
 }
 
@@ -54,23 +55,30 @@ void read_mask(const json& mask, const std::string& what, Row* row) {
 
 std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) const {
   std::vector<Row> rows;
+  const int64_t n_ids = get_info(model).vocab_size;
   const auto add = [&](std::vector<int32_t> row_ids) {
-    if (row_ids.empty()) fail("row ", rows.size(), ": no tokens");
+    const std::string what = text(ids, ids.empty() ? "" : ": ", "row ", rows.size());
+    if (row_ids.empty()) fail(what, ": no tokens");
+    for (size_t i = 0; i < row_ids.size(); ++i)
+      if (row_ids[i] >= n_ids)
+        fail(what, ": item ", i, ": got ", row_ids[i], ", expected a token id in 0..", n_ids - 1);
     std::vector<uint8_t> all(row_ids.size(), 1);
-    rows.push_back({std::move(row_ids), std::move(all)});
+    rows.push_back({std::move(row_ids), std::move(all), {}, rows.size()});
   };
   if (ids.empty()) {
     const dsv3_tokenizer* tokenizer = nullptr;
     check(dsv3_model_tokenizer(model.get(), &tokenizer));
     *text_out = has_prompt_ ? prompt : read_file(file);
-    add(tokenize(tokenizer, *text_out, DSV3_BOS_AUTO));
+    std::vector<dsv3_span> spans;
+    add(tokenize_spans(tokenizer, *text_out, DSV3_BOS_AUTO, &spans));
+    rows[0].spans = std::move(spans);
     return rows;
   }
   const json given = parse_json(read_file(ids), ids);
   const json& lists = given.is_object() && given.contains("input_ids") ? given["input_ids"] : given;
   if (!lists.is_array() || lists.empty()) fail(ids, ": expected a list of token ids, or of such lists");
   if (lists[0].is_array())
-    for (const json& list : lists) add(ids_of(list, ids));
+    for (const json& list : lists) add(ids_of(list, text(ids, ": row ", rows.size())));
   else
     add(ids_of(lists, ids));
   if (given.is_object() && given.contains("attention_mask")) {
@@ -86,8 +94,8 @@ std::vector<Row> RowOptions::read(const Model& model, std::string* text_out) con
 
 Outputs evaluate(const Model& model, const ComputeOptions& compute, const Row& row, bool all) {
   const dsv3_model_info info = get_info(model);
-  const int32_t n = int32_t(row.ids.size());
-  const int32_t at = all ? row.real() - 1 : dsv3_classified_position(model.get(), row.ids.data(), n);
+  const int32_t n = row.real();
+  const int32_t at = all ? n - 1 : dsv3_classified_position(model.get(), row.ids.data(), n);
   dsv3_session_options options = compute.session_options();
   options.context = at + 1;
   options.max_logits = all ? at + 1 : 1;
@@ -104,6 +112,8 @@ Outputs evaluate(const Model& model, const ComputeOptions& compute, const Row& r
   for (int32_t i = all ? 0 : at; i <= at; ++i) {
     const float* logits = nullptr;
     check(dsv3_logits(session.get(), i, &logits));
+    if (!std::all_of(logits, logits + info.n_outputs, [](float x) { return std::isfinite(x); }))
+      fail("row ", row.index, ": token ", row.dropped + i, ": logits are not finite");
     out.values.emplace_back(logits, logits + info.n_outputs);
   }
   return out;
@@ -124,16 +134,15 @@ bool begins_character(char byte) {
 }
 }  // namespace
 
-Offsets character_offsets(const dsv3_tokenizer* tokenizer, const std::vector<int32_t>& ids) {
+Offsets character_offsets(std::string_view text, const std::vector<dsv3_span>& spans) {
+  std::vector<int64_t> begun = {0};  // [i]: characters that have begun before byte i
+  for (const char byte : text) begun.push_back(begun.back() + begins_character(byte));
   Offsets out;
-  int64_t begun = 0;  // characters that have begun
-  for (const int32_t id : ids) {
-    const std::string bytes = detokenize(tokenizer, &id, 1, DSV3_SKIP_SPECIAL | DSV3_CONTINUES);
-    // A token that begins inside a character shares it with the token before.
-    out.begin.push_back(!bytes.empty() && !begins_character(bytes[0]) ? std::max<int64_t>(begun - 1, 0)
-                                                                      : begun);
-    begun += std::count_if(bytes.begin(), bytes.end(), begins_character);
-    out.end.push_back(begun);
+  for (const dsv3_span& span : spans) {
+    const int64_t inside =
+        span.begin < span.end && begun[span.begin] > 0 && !begins_character(text[span.begin]);
+    out.begin.push_back(begun[span.begin] - inside);
+    out.end.push_back(begun[span.end]);
   }
   return out;
 }

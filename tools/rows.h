@@ -11,7 +11,10 @@ namespace tools {
 
 struct Row {
   std::vector<int32_t> ids;
-  std::vector<uint8_t> mask;  // 0: padding; as long as ids
+  std::vector<uint8_t> mask;     // 0: padding; as long as ids
+  std::vector<dsv3_span> spans;  // of a text, the bytes that each id comes from
+  size_t index = 0;              // among the rows given
+  int64_t dropped = 0;           // padding before ids[0]: token i is the given row's token i + dropped
   int32_t real() const;  // tokens up to the last that is not padding; no later one changes what those give
 };
 
@@ -40,11 +43,12 @@ Outputs evaluate(const Model& model, const ComputeOptions& compute, const Row& r
 // Probabilities of one row of logits.
 std::vector<double> softmax(const std::vector<float>& logits);
 
-// Where tokens lie in their text, in characters (code points): token i is [begin[i], end[i]).
+// Where tokens lie in their text, in characters (code points): token i is [begin[i], end[i]). Tokens that share a
+// character have all of it.
 struct Offsets {
   std::vector<int64_t> begin, end;
 };
-Offsets character_offsets(const dsv3_tokenizer* tokenizer, const std::vector<int32_t>& ids);
+Offsets character_offsets(std::string_view text, const std::vector<dsv3_span>& spans);
 std::string characters(std::string_view text, int64_t begin, int64_t end);  // [begin, end) of the text
 
 }  // namespace tools

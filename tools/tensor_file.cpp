@@ -23,20 +23,29 @@ int64_t value_bytes(TensorFile::Type type) {
   return type == TensorFile::Type::I64 ? 8 : 4;
 }
 
-// A typing error must not cost a device, a link or the model: only a tensor file is replaced.
-void check_replaceable(const std::string& path) {
+}  // namespace
+
+void check_replaceable(const std::string& path, size_t offset, std::string_view magic, const char* kind) {
   namespace fs = std::filesystem;
+  const fs::path folder = fs::absolute(path).parent_path();
+  if (!fs::is_directory(folder)) {
+    errno = fs::exists(folder) ? ENOTDIR : ENOENT;
+    fail_errno("write " + path);
+  }
   const fs::file_status there = fs::symlink_status(path);
   if (!fs::exists(there)) return;
   if (fs::is_directory(there)) fail("write ", path, ": it is a folder");
   if (!fs::is_regular_file(there)) fail("write ", path, ": it is there and is not a regular file");
   std::ifstream in(path, std::ios::binary);
-  char start[9];
-  if (fs::file_size(path) != 0 && (!in.read(start, sizeof start) || start[8] != '{'))
-    fail("write ", path, ": it exists and is not a safetensors file; try another name");
+  std::string start(offset + magic.size(), '\0');
+  if (fs::file_size(path) != 0 &&
+      (!in.read(start.data(), std::streamsize(start.size())) || start.substr(offset) != magic))
+    fail("write ", path, ": it exists and is not ", kind, "; try another name");
 }
 
-}  // namespace
+void TensorFile::check(const std::string& path) {
+  check_replaceable(path, sizeof(uint64_t), "{", "a safetensors file");
+}
 
 TensorFile::~TensorFile() {
   if (fd_ < 0) return;
@@ -66,7 +75,7 @@ void TensorFile::create() {
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
 
-  check_replaceable(path_);
+  check(path_);
   fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd_ < 0) fail_errno("write " + partial_);
   const uint64_t size = text.size();
@@ -173,7 +182,7 @@ TensorValues read_tensor(const std::string& path, const std::string& name) {
   if (!sizes.contains(dtype))
     fail("read ", what, ": got type ", dtype.substr(0, 40), ", expected F32, I64, BOOL or U8");
   TensorValues t;
-  t.is_bool = sizes.at(dtype) == 1;
+  t.type = dtype;
   t.shape = size_list(*found, "shape", what);
   const std::vector<int64_t> offsets = size_list(*found, "data_offsets", what);
   int64_t elements = 1, bytes = 0;
@@ -187,7 +196,7 @@ TensorValues read_tensor(const std::string& path, const std::string& name) {
          shape_text(t.shape), " in a file of ", file_bytes, " bytes");
   const std::string values = read_range(in, path, data + offsets[0], bytes);
   t.values.resize(size_t(elements));
-  if (t.is_bool)
+  if (sizes.at(dtype) == 1)
     std::transform(values.begin(), values.end(), t.values.begin(), [](char c) { return float(c != 0); });
   else if (dtype == "I64")
     for (size_t i = 0; i < t.values.size(); ++i) {

@@ -5,13 +5,21 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace tools {
 
+// Fails where a file cannot be put, or where it would replace anything but an empty file or one with `magic` at
+// `offset`, which `kind` names ("a safetensors file"): a typing error must not cost a device, a link or the model.
+void check_replaceable(const std::string& path, size_t offset, std::string_view magic, const char* kind);
+
 class TensorFile {
  public:
   enum class Type { F32, I64 };
+
+  // Fails if there can be no tensor file at `path`: asked before long work, create() asks again.
+  static void check(const std::string& path);
 
   explicit TensorFile(std::string path) : path_(std::move(path)), partial_(path_ + ".partial") {}
   ~TensorFile();  // leaves nothing behind unless finished
@@ -46,7 +54,7 @@ class TensorFile {
 struct TensorValues {
   std::vector<int64_t> shape;
   std::vector<float> values;
-  bool is_bool = false;
+  std::string type;  // as the file names it
 };
 TensorValues read_tensor(const std::string& path, const std::string& name);
 std::string shape_text(const std::vector<int64_t>& shape);  // "[2, 3]"

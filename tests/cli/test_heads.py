@@ -42,6 +42,37 @@ class Heads(HeadCase):
         self.assertEqual(logits[0], logits[1])
         self.assertEqual(logits[2], logits[3])
 
+    def test_not_finite(self):
+        """Weights that overflow give no answer."""
+        path = TEMP / "rows.json"
+        path.write_text("[[7, 9], [8]]")
+        for command, case, part in (("classify", "qwen3-moe-classify", "score"), ("tag", "qwen3-moe-tag", "score"), ("answer", "qwen3-moe-answer", "qa_outputs"),
+                                    ("routing", "qwen3-moe", "mlp.gate.weight")):
+            checkpoint = Checkpoint(CASES / case)
+            name = next(name for name in checkpoint.tensors if part in name and name.endswith("weight"))
+            dtype, shape, data = checkpoint.tensors[name]
+            huge = np.full(shape, 0x7F60, "<u2") if dtype == "BF16" else np.full(shape, 3e38, "<f4")
+            checkpoint.tensors[name] = [dtype, shape, huge.tobytes()]
+            self.fails(dsv3(command, packed(checkpoint.write()), "--ids", path), "row 0: token", "not finite")
+
+    def test_the_mask_says_what_is_read(self):
+        """Also where a pad_token_id would not."""
+        checkpoint, path = Checkpoint(CASES / "qwen3-moe-classify"), TEMP / "rows.json"
+        del checkpoint.config["pad_token_id"]
+        for model in (packed(checkpoint.write()), packed(CASES / "qwen3-moe-classify")):
+            path.write_text(json.dumps([7, 9, 11]))
+            want = self.lines("classify", model, "--ids", path)
+            path.write_text(json.dumps({"input_ids": [7, 9, 11, 5], "attention_mask": [1, 1, 1, 0]}))
+            self.assertEqual(self.lines("classify", model, "--ids", path), want)
+
+    def test_all_rows_are_checked_first(self):
+        path = TEMP / "rows.json"
+        path.write_text(json.dumps([[7, 9], [8, 280]]))
+        for command, case in (("classify", "qwen3-moe-classify"), ("tag", "qwen3-moe-tag"), ("answer", "qwen3-moe-answer"), ("routing", "qwen3-moe")):
+            result = dsv3(command, packed(CASES / case), "--ids", path)
+            self.fails(result, path, "row 1", "item 1", "280", "expected a token id in 0..")
+            self.assertEqual(result.stdout, b"")
+
     def test_without_a_pad_token(self):
         checkpoint = Checkpoint(CASES / "qwen3-moe-classify")
         del checkpoint.config["pad_token_id"]
@@ -78,6 +109,15 @@ class Heads(HeadCase):
             for row, mask in ((ids, [1] * 4), ([4, 4] + ids, [0, 0, 1, 1, 1, 1]), (ids + [4], [1] * 4 + [0]), ([4] + ids + [4, 4], [0, 1, 1, 1, 1, 0, 0])):
                 path.write_text(json.dumps({"input_ids": [row, ids], "attention_mask": [mask, [1] * 4]}))
                 results.append(self.lines(command, packed(CASES / case), "--ids", path))
+                before = mask.index(1)  # places are those of the row given
+                if command == "tag":
+                    self.assertEqual([token.pop("token") for token in results[-1][0]], list(range(before, before + 4)))
+                    self.assertEqual([token.pop("token") for token in results[-1][1]], list(range(4)))
+                if command == "answer":
+                    self.assertEqual(results[-1][0].pop("padding_before"), before)
+                    self.assertEqual(results[-1][1].pop("padding_before"), 0)
+                    for place in ("first_token", "last_token"):
+                        results[-1][0][place] -= before
             self.assertEqual(len(results[0]), 2)
             self.assertEqual(results[0][0], results[0][1])
             for other in results[1:]:
@@ -102,11 +142,11 @@ class Heads(HeadCase):
         self.fails(dsv3("tag", packed(CASES / "qwen3-moe-tag"), "-p", "x"), "tokenizer")
         self.fails(dsv3("tag", packed(CASES / "qwen3-moe-tag"), "--ids", TEMP / "absent.json"), "absent.json")
 
-    def with_tokenizer(self, case):
-        """The case with the demo model's tokenizer, and an embedding of its size."""
+    def with_tokenizer(self, case, source=DEMO):
+        """The case with a tokenizer, the demo model's, and an embedding of its size."""
         checkpoint = Checkpoint(CASES / case)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(DEMO / name, checkpoint.folder)
+        for file in source.glob("tokenizer*.json"):
+            shutil.copy(file, checkpoint.folder)
         checkpoint.config["vocab_size"] = 4096
         name = next(name for name in checkpoint.tensors if name.endswith("embed_tokens.weight"))
         values = np.random.default_rng(1).standard_normal((4096, checkpoint.config["hidden_size"])).astype("<f4")
@@ -154,6 +194,23 @@ class Heads(HeadCase):
         self.assertEqual(max(spans, key=spans.get), (got["first_token"] + first, got["last_token"] + first))
         self.assertAlmostEqual(max(spans.values()), got["score"])
 
+    def test_places_in_the_given_text(self):
+        """Not in what the tokenizer makes of it: NFC, a space in front. Offsets of Hugging Face tokenizers 0.23.3, but for "e\u0301",
+        of which it gives the "e" alone."""
+        for name, text, offsets in (("qwen3", "cafe\u0301 noir x", [(0, 2), (2, 3), (3, 5), (5, 7), (7, 8), (8, 10), (10, 11), (11, 12)]),
+                                    ("mixtral", "Mr. Bennet", [(0, 1), (1, 2), (2, 3), (3, 7), (7, 8), (8, 10)]),
+                                    ("mixtral", "cafe\u0301 noir", [(0, 1), (0, 2), (2, 3), (3, 4), (4, 5), (4, 5), (5, 7), (7, 8), (8, 10)])):
+            (tokens,) = self.lines("tag", self.with_tokenizer("qwen3-moe-tag", TOKENIZERS / name), "-p", text)
+            places, bos = [(t["start"], t["end"]) for t in tokens], int(name == "mixtral")
+            self.assertEqual(places, [(0, 0)] * bos + offsets)
+            (got,) = self.lines("answer", self.with_tokenizer("qwen3-moe-answer", TOKENIZERS / name), "-q", "Who?", "-p", text)
+            self.assertEqual((got["start"], got["end"]), (offsets[got["first_token"]][0], offsets[got["last_token"]][1]))
+            self.assertEqual(got["answer"], text[got["start"]:got["end"]])
+
+    def test_no_text(self):
+        model = self.with_tokenizer("qwen3-moe-answer")
+        self.fails(dsv3("answer", model, "-q", "Who?", "-p", ""), "the text has no tokens")
+
     def test_the_wrong_head(self):
         model = packed(CASES / "qwen3-moe-tag")
         self.fails(dsv3("classify", model, "--ids", TEMP / "rows.json"), "no sequence classification head")
@@ -196,6 +253,15 @@ class Layer(Case):
         alone = [self.run_layer({"input": ("F32", np.ascontiguousarray(row[None]))}, "-t", 1) for row in x]
         self.assertTrue((together["output"] == np.concatenate([a["output"] for a in alone])).all())
         self.assertTrue((together["router_ids"] == np.concatenate([a["router_ids"] for a in alone])).all())
+        # A token that sees nothing has no output; any other that is not finite is a failure.
+        nothing = np.zeros((n, n), np.uint8)
+        nothing[3] = 1
+        blind = self.run_layer({"input": ("F32", x), "m": ("BOOL", nothing)}, "--mask", "m")["output"]
+        self.assertEqual(np.isfinite(blind).all(2).all(0).tolist(), [i != 3 for i in range(n)])
+        huge = x.copy()
+        huge[1, 2] = 3e38
+        with self.assertRaisesRegex(AssertionError, "row 1: token.*not finite"):
+            self.run_layer({"input": ("F32", huge)})
         # Causal: a token's result does not depend on later ones, so a shorter sequence gives the same.
         causal, short = self.run_layer({"input": ("F32", x)}, "--mask", "causal"), self.run_layer({"input": ("F32", np.ascontiguousarray(x[:, :5]))}, "--mask", "causal")
         self.assertTrue((causal["output"][:, :5] == short["output"]).all())
@@ -209,6 +275,32 @@ class Layer(Case):
         self.fails(dsv3("dump", model, "--ids", "1", "--out", out), "")
         for absent, why in ((TEMP / "absent", "No such file"), (TEMP, "not a regular file")):
             self.fails(dsv3("layer", model, "--in", absent, "--out", out), absent, why)
+
+    def test_refused_before_the_work(self):
+        case = CASES / "moe-transformer"
+        given, out = TEMP / "same.safetensors", TEMP / "mine.txt"
+        shutil.copy(case / "expected.safetensors", given)
+        before = given.read_bytes()
+        self.fails(dsv3("layer", packed(case), "--in", given, "--out", given), "--out is the file of --in")
+        self.assertEqual(given.read_bytes(), before)
+        out.write_text("mine, and no tensors")
+        self.fails(dsv3("layer", packed(case), "--in", TEMP / "absent", "--out", out), out, "not a safetensors file")
+
+    def test_masks_and_lengths_that_make_no_sense(self):
+        x = load_safetensors(CASES / "moe-transformer/expected.safetensors")["input"]
+        n = x.shape[1]
+        for value in (np.nan, np.inf):
+            mask = np.zeros((n, n), "<f4")
+            mask[0, 2] = value
+            with self.assertRaisesRegex(AssertionError, '"m": element 2: got'):
+                self.run_layer({"input": ("F32", x), "m": ("F32", mask)}, "--mask", "m")
+        square = np.zeros((n, n))
+        for name, kind, tensors in (("input", "I64", {"input": ("I64", x.astype("<i8") * 0)}), ("input", "BOOL", {"input": ("BOOL", x.astype("u1"))}),
+                                    ("m", "I64", {"input": ("F32", x), "m": ("I64", square.astype("<i8"))})):
+            with self.assertRaisesRegex(AssertionError, f'"{name}": got type {kind}, expected F32'):
+                self.run_layer(tensors, *(["--mask", "m"] if "m" in tensors else []))
+        with self.assertRaisesRegex(AssertionError, "length of at most 32768"):
+            self.run_layer({"input": ("F32", np.zeros((1, 40000, x.shape[2]), "<f4"))}, "--mask", "causal")
 
     def test_bad_tensor_files(self):
         model, path = packed(CASES / "moe-transformer"), TEMP / "bad.safetensors"
@@ -261,6 +353,8 @@ class Routing(Case):
         got = json.loads(self.ok(dsv3("routing", model, "--ids", path, "--format", "json", "--trace", trace, "--svg", svg)))
         traced = load_safetensors(trace)
         self.assertEqual((got["tokens"], [layer["layer"] for layer in got["layers"]]), (50, [0, 2, 3]))
+        self.assertTrue((traced["input_ids"] == rows.ravel()).all() and (traced["mask"] == mask.ravel()).all())
+        self.assertTrue((traced["row"] == np.repeat([0, 1], 30)).all() and (traced["token"] == np.tile(np.arange(30), 2)).all())
         flat = mask.ravel()
         for layer in got["layers"]:
             ids, logits = traced[f"router_ids.{layer['layer']}"], traced[f"router_logits.{layer['layer']}"]
@@ -302,6 +396,15 @@ class Routing(Case):
         path.write_text("[1]")
         self.fails(dsv3("routing", packed(CASES / "moe-transformer"), "--ids", path), "")
         self.fails(dsv3("routing", model, "--ids", path, "--svg", TEMP / "absent/x.svg"), "absent")
+        fifo, partial, trace = TEMP / "fifo", TEMP / "load.svg.partial", TEMP / "early.safetensors"
+        os.mkfifo(fifo)
+        self.fails(dsv3("routing", model, "--ids", path, "--svg", fifo), fifo, "not a regular file")
+        partial.write_text("mine")
+        self.fails(dsv3("routing", model, "--ids", path, "--svg", TEMP / "load.svg", "--trace", trace), partial, "it exists")
+        self.assertEqual((partial.read_text(), trace.exists()), ("mine", False))
+        partial.unlink()
+        self.fails(dsv3("routing", model, "--ids", path, "--svg", trace, "--trace", trace), "the same file")
+        self.fails(dsv3("routing", TEMP / "absent.model", "--ids", path, "--svg", TEMP / "absent/x.svg"), "absent/x.svg")
         precious = TEMP / "precious.json"
         precious.write_text("mine")
         self.fails(dsv3("routing", model, "--ids", path, "--svg", precious), "not a picture")

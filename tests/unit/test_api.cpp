@@ -74,6 +74,7 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
   const void* values = nullptr;
   dsv3_dtype dtype = DSV3_F32;
   int32_t id = 1, n = 0;
+  dsv3_span span = {};
   size_t size = 77;
   char text[8];
   float y[4];
@@ -96,6 +97,13 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
       REFUSED(dsv3_tokenize(t, nullptr, 1, 0, &id, 1, &size), kInvalid, "\"text\" is null"),
       REFUSED(dsv3_tokenize(t, "a", 1, 0, nullptr, 1, &size), kInvalid, "\"ids\" is null"),
       REFUSED(dsv3_tokenize(t, "a", 1, 0, &id, 1, nullptr), kInvalid, "\"n_ids\" is null"),
+      REFUSED(dsv3_tokenize_spans(nullptr, "a", 1, 0, &id, &span, 1, &size), kInvalid,
+              "dsv3_tokenize_spans: argument \"tokenizer\" is null"),
+      REFUSED(dsv3_tokenize_spans(t, nullptr, 1, 0, &id, &span, 1, &size), kInvalid, "\"text\" is null"),
+      REFUSED(dsv3_tokenize_spans(t, "a", 1, 0, nullptr, &span, 1, &size), kInvalid, "\"ids\" is null"),
+      REFUSED(dsv3_tokenize_spans(t, "a", 1, 0, &id, nullptr, 1, &size), kInvalid, "\"spans\" is null"),
+      REFUSED(dsv3_tokenize_spans(t, "a", 1, 0, &id, &span, 1, nullptr), kInvalid, "\"n_ids\" is null"),
+      REFUSED(dsv3_tokenize_spans(t, "a", 1, 64, &id, &span, 1, &size), kInvalid, "unknown flags 64"),
       REFUSED(dsv3_detokenize(nullptr, &id, 1, 0, text, 8, &size), kInvalid, "\"tokenizer\" is null"),
       REFUSED(dsv3_detokenize(t, nullptr, 1, 0, text, 8, &size), kInvalid, "\"ids\" is null"),
       REFUSED(dsv3_detokenize(t, &id, 1, 0, nullptr, 8, &size), kInvalid, "\"text\" is null"),
