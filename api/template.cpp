@@ -51,7 +51,7 @@ Result<dsv3::ChatTemplate> open_template(const std::string& path, std::string_vi
 
 Result<dsv3::jinja::Rendered> render(const dsv3_template& t, std::string_view arguments,
                                      const int64_t* local_time) {
-  LITE_ASSIGN(const Json json, Json::parse(arguments, "the template's arguments"));
+  LITE_ASSIGN(const Json json, Json::parse_wide(arguments, "the template's arguments"));
   return t.chat_template.render(json, local_time ? std::optional<int64_t>(*local_time) : std::nullopt);
 }
 
