@@ -155,6 +155,13 @@ TEST_CASE("template API: wrong arguments and files") {
   CHECK(dsv3_template_parse("{% include 'x' %}", 17, nullptr, &none) == DSV3_UNSUPPORTED);
   CHECK(says("line 1: {% include %}"));
   CHECK(dsv3_template_parse("x", 1, "[]", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(dsv3_template_parse("x", 1, R"({"bos_token": 5})", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(says("bos_token: got an integer, expected a string"));
+  CHECK(dsv3_template_parse("x", 1, R"({"eos_token": {"text": "a"}})", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(says("eos_token: got an object"));
+  CHECK(dsv3_template_parse("x", 1, R"({"bos": "<s>"})", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(says("\"bos\" is none of bos_token"));
+  CHECK(none == nullptr);
   CHECK(dsv3_template_parse("x", 1, "{", &none) == DSV3_CORRUPT);
   CHECK(dsv3_model_template(nullptr, nullptr, &none) == DSV3_INVALID_ARGUMENT);
   CHECK(none == nullptr);
