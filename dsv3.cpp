@@ -21,8 +21,25 @@ thread_local std::string last_error;
 
 namespace dsv3::api {
 
+std::string one_line(std::string_view text) {
+  constexpr size_t kMost = 2000;  // bytes
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const uint8_t c = uint8_t(text[i]);
+    constexpr char kHex[] = "0123456789abcdef";
+    if (c < 0x20 || c == 0x7F)
+      (out += "\\x").append({kHex[c >> 4], kHex[c & 15]});
+    else
+      out += text[i];
+    const bool whole = i + 1 == text.size() || (uint8_t(text[i + 1]) & 0xC0) != 0x80;  // no character is cut
+    if (out.size() >= kMost && whole && i + 1 < text.size()) return out + "...";
+    if (out.size() >= kMost + 4) return out + "...";  // no UTF-8
+  }
+  return out;
+}
+
 dsv3_status report(const Status& status) {
-  if (!status.ok()) last_error = status.message();
+  if (!status.ok()) last_error = one_line(status.message());
   return dsv3_status(int(status.code()));
 }
 
@@ -32,7 +49,7 @@ dsv3_status report(const std::exception& exception) {
     last_error += "out of memory";  // a longer text might not fit either
     return DSV3_OUT_OF_MEMORY;
   }
-  last_error += lite::str("internal error: ", exception.what());
+  last_error += one_line(lite::str("internal error: ", exception.what()));
   return DSV3_INTERNAL;
 }
 
@@ -111,7 +128,7 @@ Status read_generation(dsv3_model* m) {
 
 dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options, dsv3_model** model) {
   return call([&]() -> Status {
-    if (!path) return null_argument("dsv3_model_open", "path");
+    LITE_TRY(check_path("dsv3_model_open", path));
     if (!model) return null_argument("dsv3_model_open", "model");
     dsv3_model_options o;
     LITE_TRY(read_options("dsv3_model_options", options, &o));
@@ -123,6 +140,9 @@ dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options,
     m->id = m->model->file().model_id();
     LITE_TRY(read_generation(m.get()).in(lite::str("open ", path)));
     if (o.verify) LITE_TRY(m->model->file().verify(progress_function(o.progress, o.progress_user)));
+    m->info(lite::str("opened ", path, ": backend ", o.backend ? o.backend : "cpu", ", path ",
+                      path_name(m->device), ", ", m->model->file().file_bytes(), " bytes"),
+            DSV3_LOG_INFO);
     *model = m.release();
     return {};
   });
@@ -132,7 +152,8 @@ dsv3_status dsv3_model_close(dsv3_model* model) {
   if (!model) return DSV3_OK;
   return call([&]() -> Status {
     if (const int n = model->sessions)
-      return Status(Code::Busy, lite::str("close model: ", n, " of its sessions are alive; free them first"));
+      return Status(Code::Busy,
+                    lite::str("close model: sessions that it still has: ", n, "; free them first"));
     delete model;
     return {};
   });

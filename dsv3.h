@@ -18,7 +18,8 @@
  *              header goes on working, and one built against a newer header too, unless it sets an option that this
  *              library does not know (UNSUPPORTED). NULL means all defaults; so does a zero field unless its comment
  *              differs.
- *   Units      bytes are int64_t or size_t, counts of tokens int32_t. Text is UTF-8 bytes with a length.
+ *   Units      bytes are int64_t or size_t, counts of tokens int32_t. Text is UTF-8 bytes with a length, at most 2^31-1
+ *              (a negative number, or one gone wrong, is more: INVALID_ARGUMENT).
  *   Threads    Each comment says who may call. "Any thread": at any time, beside any other call but the one that ends the
  *              handle. "One thread": no two such calls on the same session run at a time. Evaluations of
  *              one model's sessions wait for each other. Callbacks run on the calling thread and must not call the
@@ -65,8 +66,8 @@ typedef enum dsv3_status {
   DSV3_INTERNAL = 99         /* a bug of ours */
 } dsv3_status;
 
-/* The calling thread's last failure, "" before the first. Holds until the thread's next failing call. Never null. Any
- * thread. */
+/* The calling thread's last failure, "" before the first: one line, at most some 2000 bytes. Holds until the
+ * thread's next failing call. Never null. Any thread. */
 DSV3_API const char* dsv3_last_error(void);
 
 /* "invalid argument", "corrupt", ...; "unknown status" for a number that is none. Static. Any thread. */
@@ -93,17 +94,21 @@ typedef struct dsv3_model_options {
    * of number N, if this build has it: all the work and the memory are there, or what sessions place there. */
   const char* backend;
   /* Instruction-set path of "cpu": "auto" (default), the best this machine has, or "portable", "avx2", "avx512",
-   * "avx512bf16". UNSUPPORTED when the machine has not got it. */
+   * "avx512bf16". UNSUPPORTED when the machine has not got it, or there is none of that name. */
   const char* isa;
-  dsv3_log log; /* warnings and facts worth telling; default none */
+  /* Warnings, also of the model's sessions when they are made, and at opening one line that says what computes
+   * (DSV3_LOG_INFO); default none */
+  dsv3_log log;
   void* log_user;
-  dsv3_progress progress; /* of the verification, in bytes */
+  /* Of the verification, in bytes: only that can be stopped. Without `verify` it is never called: opening reads the
+   * file's index and its small files. */
+  dsv3_progress progress;
   void* progress_user;
 } dsv3_model_options;
 
 /* Opens a packed file made by dsv3-convert. Weights stay mapped, read-only; pages are read as they are used.
- * Errors: NOT_FOUND (also a GPU of that number), IO, CORRUPT, UNSUPPORTED (version, architecture, backend), DEVICE (no GPU,
- * or no driver for it), CANCELLED. Any thread. */
+ * Errors: NOT_FOUND (also a GPU of that number), IO, CORRUPT, UNSUPPORTED (version, architecture, backend, instruction
+ * set), DEVICE (no GPU, or no driver for it), CANCELLED. Any thread. */
 DSV3_API dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options, dsv3_model** model);
 
 /* BUSY while a session of the model is alive; then nothing changes. One thread, when no other uses the model. */
@@ -232,22 +237,25 @@ typedef struct dsv3_template dsv3_template;
  * chat_template.json; additional_chat_templates), or a file that is one, named *.jinja. Weights are not needed. `name`:
  * one of several; null: the default one, or "tool_use", if there is one, for arguments with tools.
  * NOT_FOUND; CORRUPT or UNSUPPORTED, with line and construct, for a template that is none or asks for something not
- * implemented. Templates may be used by several threads at once. */
+ * implemented. Any thread; so are all calls that use a template. */
 DSV3_API dsv3_status dsv3_template_open(const char* path, const char* name, dsv3_template** chat_template);
-/* The same of an open model; independent of it from then on. */
+/* The same of an open model; independent of it from then on. Any thread. */
 DSV3_API dsv3_status dsv3_model_template(const dsv3_model* model, const char* name,
                                          dsv3_template** chat_template);
 /* From its text. special_tokens: null, or a JSON object such as {"bos_token": "<s>"}, which the template may write as
- * special tokens. */
+ * special tokens: any of bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token, each a string, an
+ * object with "content", or null for none. INVALID_ARGUMENT, by name, for anything else. Any thread. */
 DSV3_API dsv3_status dsv3_template_parse(const char* text, size_t n_bytes, const char* special_tokens,
                                          dsv3_template** chat_template);
+/* One thread, as the last to use the template. */
 DSV3_API void dsv3_template_free(dsv3_template* chat_template);
 
 /* `arguments` is one JSON object, the template's variables: "messages" ({"role", "content", "tool_calls",
  * "reasoning_content", ...}), "add_generation_prompt", "tools", and what else the template reads ("enable_thinking").
  * apply_chat_template gives "tools" and "documents" as null when there are none; some templates rely on that. The
- * checkpoint's bos_token and the like are there by themselves. local_time, for strftime_now: null, or seconds since
- * 1970-01-01 00:00 by the clock on the caller's wall.
+ * checkpoint's bos_token and the like are there by themselves. An integer that does not fit 64 bits can be written, not
+ * computed with. local_time, for strftime_now: null, or seconds since 1970-01-01 00:00 by the clock on the caller's
+ * wall.
  * Text and spans come out under the convention of dsv3_tokenize (n_trusted may be null). The spans, ascending, are what
  * the template itself wrote; everything else came from the arguments and is nothing but text.
  * INVALID_ARGUMENT, with the line, when the template refuses the messages or fails; CORRUPT: arguments are no JSON. */
@@ -264,14 +272,17 @@ DSV3_API dsv3_status dsv3_template_tokenize(const dsv3_template* chat_template,
                                             size_t capacity, size_t* n_ids);
 
 /* What a model writes, split into its parts while it is being written: reasoning between <think> and </think>, and the
- * tool calls of DeepSeek V3, R1 and V3.1, Kimi-K2 and Qwen3. One thread at a time. */
+ * tool calls of DeepSeek V3, R1 and V3.1, Kimi-K2 and Qwen3. dsv3_output_new may be called by any thread, the others by
+ * one thread at a time per output, dsv3_output_free by the last to use it. */
 typedef struct dsv3_output dsv3_output;
 
 typedef enum dsv3_output_kind {
   DSV3_OUTPUT_CONTENT = 0,
   DSV3_OUTPUT_REASONING = 1,
-  DSV3_OUTPUT_TOOL_CALL = 2, /* whole: text is its arguments, a JSON object */
-  DSV3_OUTPUT_NOTE = 3       /* why the content before it, which has the marks of a tool call, is none */
+  /* Whole: text is its arguments, a JSON object, byte for byte as the model wrote it. A call ends where its end mark is
+   * first read, also inside of a string: such a call is content with a note. */
+  DSV3_OUTPUT_TOOL_CALL = 2,
+  DSV3_OUTPUT_NOTE = 3 /* why the content before it, which has the marks of a tool call, is none */
 } dsv3_output_kind;
 
 typedef struct dsv3_output_event {
@@ -279,8 +290,10 @@ typedef struct dsv3_output_event {
   dsv3_output_kind kind;
   const char* text; /* null-terminated; text, name and id hold until the next call on the output */
   size_t n_bytes;
-  const char* name; /* of a tool call's function, else "" */
-  const char* id;   /* of a tool call, where the format has one, else "" */
+  /* Of a tool call, the function's name and, where the format has one, the call's id; else "". Neither has control
+   * characters, quotes, angle or curly brackets, or more than 256 bytes. */
+  const char* name;
+  const char* id;
 } dsv3_output_event;
 
 /* `prompt` is what the model goes on from, or its end: if that opens <think>, the answer begins with reasoning. */
@@ -541,9 +554,9 @@ typedef struct dsv3_sampling {
                                 -log(probability) is nearest to the entropy; 0 and 1: all */
   double
       repetition_penalty; /* of tokens that the sequence has: divides logits above 0, multiplies those below; 0
-                                and 1: none */
-  double presence_penalty;  /* of tokens that it has: subtracted from the logit; may be negative */
-  double frequency_penalty; /* for every time that it has the token: subtracted; may be negative */
+                                and 1: none; else 1e-6..1e6 */
+  double presence_penalty;  /* of tokens that it has: subtracted from the logit; -1e6..1e6 */
+  double frequency_penalty; /* for every time that it has the token: subtracted; -1e6..1e6 */
   int32_t
       penalty_window;   /* penalties look at so many last tokens of the sequence, the prompt's too; 0: all */
   int32_t n_logit_bias; /* entries of logit_bias, at most vocab_size */
@@ -570,6 +583,7 @@ typedef struct dsv3_stop dsv3_stop;
  * for more than 1 MiB. Any thread. */
 DSV3_API dsv3_status dsv3_stop_new(const char* const* texts, const size_t* n_bytes, int32_t n,
                                    dsv3_stop** stop);
+/* One thread, as the last to use it. */
 DSV3_API void dsv3_stop_free(dsv3_stop* stop);
 
 /* Appends a token's bytes to the answer. *shown, *n_shown bytes of it, can be shown now: all but what may be the
@@ -619,10 +633,12 @@ typedef struct dsv3_ceilings {
   double matrix_GFLOPS; /* those of the widest bf16 arithmetic that prompts use; f32_GFLOPS without one */
 } dsv3_ceilings;
 
-/* Takes 512 MiB until it is freed. n_threads 0: the physical cores. OUT_OF_MEMORY. */
+/* Takes 512 MiB until it is freed. n_threads 0: the physical cores. OUT_OF_MEMORY. The model may be closed before it is
+ * freed. Any thread. */
 DSV3_API dsv3_status dsv3_meter_new(const dsv3_model* model, int32_t n_threads, dsv3_meter** meter);
-/* Takes about 100 ms. One thread at a time. */
+/* Takes about 100 ms. One thread at a time per meter. */
 DSV3_API dsv3_status dsv3_meter_measure(dsv3_meter* meter, dsv3_ceilings* ceilings);
+/* One thread, as the last to use it. */
 DSV3_API void dsv3_meter_free(dsv3_meter* meter);
 
 /* ---- expert load ------------------------------------------------------------------------------------------ */

@@ -66,7 +66,9 @@ lite::Result<Device> read_device(const dsv3_model_options& o) {
   if (backend != "cpu" && !device.reference && device.gpus.empty())
     return lite::unsupported("open model: backend \"", backend, "\": this build has: ", kBackends);
   if (isa == "auto") return device;
-  LITE_ASSIGN(device.isa, lite::isa_from_name(isa));
+  const lite::Result<lite::Isa> named = lite::isa_from_name(isa);
+  if (!named.ok()) return lite::unsupported("open model: ", named.status().message());
+  device.isa = *named;
   if (!lite::isa_usable(device.isa))
     return lite::unsupported("open model: instruction set \"", isa, "\": this machine has: ", usable_isas());
   return device;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dsv3.h"
@@ -16,6 +17,14 @@
 #include "model/session.h"
 #include "text/sampler.h"
 #include "text/tokenizer.h"
+
+namespace dsv3::api {
+
+// A message for one line of bounded length, whatever names it quotes: control characters become \xNN, and a long text is
+// cut.
+std::string one_line(std::string_view text);
+
+}  // namespace dsv3::api
 
 struct dsv3_tokenizer {
   dsv3::Tokenizer tokenizer;
@@ -38,7 +47,7 @@ struct dsv3_model {
   dsv3::Sampling sampling;
 
   void info(const std::string& text, dsv3_log_level level) const {
-    if (log) log(log_user, level, text.c_str());
+    if (log) log(log_user, level, dsv3::api::one_line(text).c_str());
   }
 };
 
@@ -69,6 +78,20 @@ dsv3_status call(const Body& body) noexcept {
 
 inline Status null_argument(const char* function, const char* name) {
   return lite::invalid_argument(function, ": argument \"", name, "\" is null");
+}
+
+// A path of the caller.
+inline Status check_path(const char* function, const char* path) {
+  if (!path) return null_argument(function, "path");
+  if (!*path) return lite::invalid_argument(function, ": argument \"path\" is empty");
+  return {};
+}
+
+// How much of the caller's memory may be read: a negative number, or bytes that nobody has, read as a size are more.
+constexpr size_t kMostReadable = INT32_MAX, kMostSaved = size_t(1) << 47;
+inline Status readable(const char* function, const char* name, size_t n, size_t most = kMostReadable) {
+  if (n <= most) return {};
+  return lite::invalid_argument(function, ": argument \"", name, "\": got ", n, ", expected at most ", most);
 }
 
 // An option struct of any age as today's: fields it does not have are zero, fields we do not know must be

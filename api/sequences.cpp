@@ -67,7 +67,7 @@ dsv3_status dsv3_session_load(dsv3_session* session, const void* bytes, size_t n
   return call([&]() -> Status {
     if (!session) return null_argument("dsv3_session_load", "session");
     if (!bytes) return null_argument("dsv3_session_load", "bytes");
-    if (n_bytes > INT64_MAX) return lite::invalid_argument("dsv3_session_load: n_bytes is ", n_bytes);
+    LITE_TRY(readable("dsv3_session_load", "n_bytes", n_bytes, kMostSaved));
     const auto read = [bytes](int64_t offset, std::span<std::byte> to) -> Status {
       if (!to.empty()) std::memcpy(to.data(), static_cast<const std::byte*>(bytes) + offset, to.size());
       return {};
@@ -79,7 +79,7 @@ dsv3_status dsv3_session_load(dsv3_session* session, const void* bytes, size_t n
 dsv3_status dsv3_session_save_file(const dsv3_session* session, const char* path) {
   return call([&]() -> Status {
     if (!session) return null_argument("dsv3_session_save_file", "session");
-    if (!path) return null_argument("dsv3_session_save_file", "path");
+    LITE_TRY(check_path("dsv3_session_save_file", path));
     const std::string what = lite::str("save session ", path);
     LITE_TRY(dsv3::replaceable(path).in(what));
     auto file = lite::NewFile::create(path);
@@ -94,7 +94,7 @@ dsv3_status dsv3_session_load_file(dsv3_session* session, const char* path, dsv3
                                    void* progress_user) {
   return call([&]() -> Status {
     if (!session) return null_argument("dsv3_session_load_file", "session");
-    if (!path) return null_argument("dsv3_session_load_file", "path");
+    LITE_TRY(check_path("dsv3_session_load_file", path));
     const std::string what = lite::str("load session ", path);
     auto file = lite::File::open(path);
     if (!file.ok()) return file.status().in(what);

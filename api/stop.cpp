@@ -40,6 +40,7 @@ dsv3_status dsv3_stop_add(dsv3_stop* stop, const char* text, size_t n_bytes, con
   return call([&]() -> Status {
     if (!stop) return null_argument("dsv3_stop_add", "stop");
     if (!text && n_bytes) return null_argument("dsv3_stop_add", "text");
+    LITE_TRY(readable("dsv3_stop_add", "n_bytes", n_bytes));
     if (!shown) return null_argument("dsv3_stop_add", "shown");
     if (!n_shown) return null_argument("dsv3_stop_add", "n_shown");
     if (!stopped) return null_argument("dsv3_stop_add", "stopped");

@@ -51,7 +51,7 @@ Result<dsv3::ChatTemplate> open_template(const std::string& path, std::string_vi
 
 Result<dsv3::jinja::Rendered> render(const dsv3_template& t, std::string_view arguments,
                                      const int64_t* local_time) {
-  LITE_ASSIGN(const Json json, Json::parse(arguments, "the template's arguments"));
+  LITE_ASSIGN(const Json json, Json::parse_wide(arguments, "the template's arguments"));
   return t.chat_template.render(json, local_time ? std::optional<int64_t>(*local_time) : std::nullopt);
 }
 
@@ -59,7 +59,7 @@ Result<dsv3::jinja::Rendered> render(const dsv3_template& t, std::string_view ar
 
 dsv3_status dsv3_template_open(const char* path, const char* name, dsv3_template** chat_template) {
   return call([&]() -> Status {
-    if (!path) return null_argument("dsv3_template_open", "path");
+    LITE_TRY(check_path("dsv3_template_open", path));
     if (!chat_template) return null_argument("dsv3_template_open", "chat_template");
     LITE_ASSIGN(dsv3::ChatTemplate opened, open_template(path, name ? name : ""));
     return give(std::move(opened), chat_template);
@@ -70,6 +70,7 @@ dsv3_status dsv3_template_parse(const char* text, size_t n_bytes, const char* sp
                                 dsv3_template** chat_template) {
   return call([&]() -> Status {
     if (!text && n_bytes) return null_argument("dsv3_template_parse", "text");
+    LITE_TRY(readable("dsv3_template_parse", "n_bytes", n_bytes));
     if (!chat_template) return null_argument("dsv3_template_parse", "chat_template");
     Json tokens;
     if (special_tokens) {
@@ -103,6 +104,7 @@ dsv3_status dsv3_template_render(const dsv3_template* chat_template, const char*
   return call([&]() -> Status {
     if (!chat_template) return null_argument("dsv3_template_render", "chat_template");
     if (!arguments) return null_argument("dsv3_template_render", "arguments");
+    LITE_TRY(readable("dsv3_template_render", "n_bytes", n_bytes));
     if (!text && capacity) return null_argument("dsv3_template_render", "text");
     if (!n_text) return null_argument("dsv3_template_render", "n_text");
     if (!trusted && span_capacity) return null_argument("dsv3_template_render", "trusted");
@@ -123,6 +125,7 @@ dsv3_status dsv3_template_tokenize(const dsv3_template* chat_template, const dsv
     if (!chat_template) return null_argument("dsv3_template_tokenize", "chat_template");
     if (!tokenizer) return null_argument("dsv3_template_tokenize", "tokenizer");
     if (!arguments) return null_argument("dsv3_template_tokenize", "arguments");
+    LITE_TRY(readable("dsv3_template_tokenize", "n_bytes", n_bytes));
     if (!ids && capacity) return null_argument("dsv3_template_tokenize", "ids");
     if (!n_ids) return null_argument("dsv3_template_tokenize", "n_ids");
     LITE_ASSIGN(const dsv3::jinja::Rendered rendered,
@@ -139,6 +142,7 @@ dsv3_status dsv3_template_tokenize(const dsv3_template* chat_template, const dsv
 dsv3_status dsv3_output_new(const char* prompt, size_t n_bytes, dsv3_output** output) {
   return call([&]() -> Status {
     if (!prompt && n_bytes) return null_argument("dsv3_output_new", "prompt");
+    LITE_TRY(readable("dsv3_output_new", "n_bytes", n_bytes));
     if (!output) return null_argument("dsv3_output_new", "output");
     *output = new dsv3_output(std::string_view(prompt ? prompt : "", n_bytes));
     return {};
@@ -164,6 +168,7 @@ dsv3_status dsv3_output_add(dsv3_output* output, const char* text, size_t n_byte
   return call([&]() -> Status {
     if (!output) return null_argument("dsv3_output_add", "output");
     if (!text && n_bytes) return null_argument("dsv3_output_add", "text");
+    LITE_TRY(readable("dsv3_output_add", "n_bytes", n_bytes));
     if (output->finished) return lite::invalid_argument("dsv3_output_add: the output is finished");
     return keep(output, output->parser.add(std::string_view(text ? text : "", n_bytes)));
   });

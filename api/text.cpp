@@ -25,6 +25,7 @@ Status encode(const char* call, const dsv3_tokenizer* tokenizer, const char* tex
               uint32_t flags, std::vector<int32_t>* ids, std::vector<dsv3::TextSpan>* places) {
   if (!tokenizer) return null_argument(call, "tokenizer");
   if (!text && n_bytes) return null_argument(call, "text");
+  LITE_TRY(readable(call, "n_bytes", n_bytes));
   if (flags & ~uint32_t(DSV3_PARSE_ADDED | DSV3_BOS | DSV3_BOS_AUTO))
     return lite::invalid_argument(call, ": unknown flags ", flags);
   const dsv3::Tokenizer& t = tokenizer->tokenizer;
@@ -55,7 +56,7 @@ const dsv3_tokenizer* tokenizer_of(const dsv3_model& m) {
 
 dsv3_status dsv3_tokenizer_open(const char* path, dsv3_tokenizer** tokenizer) {
   return call([&]() -> Status {
-    if (!path) return null_argument("dsv3_tokenizer_open", "path");
+    LITE_TRY(check_path("dsv3_tokenizer_open", path));
     if (!tokenizer) return null_argument("dsv3_tokenizer_open", "tokenizer");
     LITE_ASSIGN(std::unique_ptr<dsv3_tokenizer> opened, open_tokenizer_at(path));
     *tokenizer = opened.release();
@@ -112,6 +113,7 @@ dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids,
   return call([&]() -> Status {
     if (!tokenizer) return null_argument("dsv3_detokenize", "tokenizer");
     if (!ids && n_ids) return null_argument("dsv3_detokenize", "ids");
+    LITE_TRY(readable("dsv3_detokenize", "n_ids", n_ids));
     if (!text && capacity) return null_argument("dsv3_detokenize", "text");
     if (!n_bytes) return null_argument("dsv3_detokenize", "n_bytes");
     if (flags & ~uint32_t(DSV3_SKIP_SPECIAL | DSV3_CONTINUES))
@@ -126,7 +128,7 @@ dsv3_status dsv3_detokenize(const dsv3_tokenizer* tokenizer, const int32_t* ids,
 }
 
 size_t dsv3_utf8_complete(const char* text, size_t n_bytes) {
-  return text ? dsv3::utf8_complete_prefix(std::string_view(text, n_bytes)) : 0;
+  return text && n_bytes <= kMostReadable ? dsv3::utf8_complete_prefix(std::string_view(text, n_bytes)) : 0;
 }
 
 int dsv3_is_end_token(const dsv3_model* model, int32_t id) {

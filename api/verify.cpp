@@ -7,7 +7,7 @@ using lite::Status;
 
 dsv3_status dsv3_verify(const char* path, const dsv3_verify_options* options) {
   return call([&]() -> Status {
-    if (!path) return null_argument("dsv3_verify", "path");
+    LITE_TRY(check_path("dsv3_verify", path));
     dsv3_verify_options o;
     LITE_TRY(read_options("dsv3_verify_options", options, &o));
     LITE_ASSIGN(const lite::PackFile file, lite::PackFile::open(path));

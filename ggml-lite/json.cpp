@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -44,19 +45,31 @@ struct Cursor {
 class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
  public:
   explicit JsonBuilder(std::string_view text) : begin_(text.data()), read_(text.data()) {}
+  // `text` is `source` but for its numbers beyond double, in order, which are zeros.
+  JsonBuilder(std::string_view text, std::string_view source, std::vector<std::string_view> beyond_double)
+      : begin_(text.data()),
+        read_(text.data()),
+        wide_(true),
+        source_(source),
+        beyond_double_(std::move(beyond_double)) {}
   Cursor cursor(const char* at) { return {at, &read_}; }
 
   bool null() override { return add(Json()); }
   bool boolean(bool v) override { return add(Json(v)); }
   bool number_integer(int64_t v) override { return add(Json(v)); }
   bool number_unsigned(uint64_t v) override {
-    if (v > uint64_t(INT64_MAX)) return refuse(str("integer ", v, " does not fit 64 bits"));
+    if (next_beyond_ < beyond_double_.size() &&
+        read_ - begin_ > beyond_double_[next_beyond_].data() - source_.data()) {
+      const std::string text(beyond_double_[next_beyond_++]);
+      constexpr double kInfinity = std::numeric_limits<double>::infinity();
+      return number_float(text[0] == '-' ? -kInfinity : kInfinity, text);
+    }
+    if (v > uint64_t(INT64_MAX)) return wide_integer(std::to_string(v));
     return add(Json(int64_t(v)));
   }
   bool number_float(double v, const std::string& text) override {
-    // nlohmann turns an integer too large for 64 bits into a double; we would rather say so.
-    if (text.find_first_of(".eE") == std::string::npos)
-      return refuse(str("integer ", shortened(text), " does not fit 64 bits"));
+    // nlohmann turns an integer too large for 64 bits into a double.
+    if (text.find_first_of(".eE") == std::string::npos) return wide_integer(text);
     return add(Json(v));
   }
   bool string(std::string& v) override { return add(Json(std::move(v))); }
@@ -66,6 +79,7 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
     if (!keys_.back().insert(v).second)
       return refuse("key \"" + shortened(v) + "\" appears twice in one object");
     stack_.back().object()->emplace_back(std::move(v), Json());
+    if (stack_.size() == 1) member_ = size_t(read_ - begin_);
     return true;
   }
   bool end_object() override { return close(); }
@@ -73,7 +87,10 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   bool end_array() override { return close(); }
   bool parse_error(size_t offset, const std::string&, const nlohmann::json::exception& e) override {
     constexpr int kNumberOverflow = 406;  // nlohmann's id of it
-    if (e.id == kNumberOverflow) return refuse("a number beyond the largest double");
+    if (e.id == kNumberOverflow) {
+      overflow_at_ = offset;
+      return refuse("a number beyond the largest double");
+    }
     // The library's text starts with an identifier and a position of its own; keep what follows.
     std::string text = e.what();
     const size_t colon = text.find(": ");
@@ -84,8 +101,23 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
 
   Json result_;
   std::string refusal_;
+  size_t overflow_at_ = 0;                 // the end of a number beyond double
+  std::vector<std::string_view> members_;  // values of the outermost object, of `source`
 
  private:
+  bool wide_integer(const std::string& digits) {
+    if (!wide_) return refuse(str("integer ", shortened(digits), " does not fit 64 bits"));
+    Json v;
+    v.value_ = Json::Wide{digits};
+    return add(std::move(v));
+  }
+  // Where the value ends that has just been read, which begins at or behind member_.
+  void add_member() {
+    const size_t begin = source_.find_first_not_of(" \t\r\n:", member_);
+    const bool closed = std::string_view("{[\"").find(source_[begin]) != std::string_view::npos;
+    const size_t end = closed ? size_t(read_ - begin_) : source_.find_first_of(", \t\r\n}", begin);
+    members_.push_back(source_.substr(begin, end - begin));
+  }
   bool refuse(const std::string& why) {
     refusal_ = str("at byte ", read_ - begin_, ": ", why);
     return false;
@@ -97,6 +129,7 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
       a->push_back(std::move(v));
     } else {
       stack_.back().object()->back().second = std::move(v);
+      if (stack_.size() == 1 && !source_.empty()) add_member();
     }
     return true;
   }
@@ -115,21 +148,81 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
 
   const char* const begin_;
   const char* read_;
+  bool wide_ = false;
+  std::string_view source_;
+  std::vector<std::string_view> beyond_double_;
+  size_t next_beyond_ = 0;
+  size_t member_ = 0;  // the end of the last key of the outermost object
   std::vector<Json> stack_;
   // Of the open objects. Ordered, not hashed: keys can be made to collide, and then each costs as much as all.
   std::vector<std::set<std::string>> keys_;
 };
 
-Result<Json> Json::parse(std::string_view text, std::string_view what) {
+namespace {
+
+bool read_all(std::string_view text, JsonBuilder* builder) {
+  return nlohmann::json::sax_parse(builder->cursor(text.data()), builder->cursor(text.data() + text.size()),
+                                   builder);
+}
+
+// nlohmann stops at a number beyond double: in *text each becomes a zero and spaces, so that offsets stay. Gives their
+// places in `source`, of which *text is a copy.
+std::vector<std::string_view> cut_beyond_double(std::string_view source, std::string* text) {
+  constexpr size_t kDigits = 300;  // fewer, without an exponent, are never beyond double
+  std::vector<std::string_view> out;
+  bool in_string = false;
+  for (size_t i = 0; i < source.size(); ++i) {
+    const char c = source[i];
+    if (c == '"') {
+      in_string = !in_string;
+    } else if (in_string) {
+      i += c == '\\';
+    } else if (c == '-' || (c >= '0' && c <= '9')) {
+      const size_t end = std::min(source.find_first_not_of("0123456789+-.eE", i), source.size());
+      const std::string_view number = source.substr(i, end - i);
+      i = end - 1;
+      if (number.size() < kDigits && number.find_first_of("eE") == std::string_view::npos) continue;
+      JsonBuilder builder(number);
+      if (read_all(number, &builder) || builder.overflow_at_ != number.size()) continue;
+      const size_t at = size_t(number.data() - source.data());
+      text->replace(at, number.size(), number.size(), ' ');
+      (*text)[at] = '0';
+      out.push_back(number);
+    }
+  }
+  return out;
+}
+
+Status check_text(std::string_view text, std::string_view what) {
   if (text.size() > kMaxText)
     return unsupported("read ", what, ": got ", text.size(), " bytes of JSON, expected at most ", kMaxText);
   // nlohmann takes a zero byte for the end of the text.
   if (const size_t zero = text.find('\0'); zero != std::string_view::npos)
     return corrupt("read ", what, ": not valid JSON: at byte ", zero + 1, ": a zero byte");
+  return {};
+}
+
+Status invalid(std::string_view what, const JsonBuilder& builder) {
+  return corrupt("read ", what, ": not valid JSON: ", builder.refusal_);
+}
+
+}  // namespace
+
+Result<Json> Json::parse(std::string_view text, std::string_view what) {
+  LITE_TRY(check_text(text, what));
   JsonBuilder builder(text);
-  if (!nlohmann::json::sax_parse(builder.cursor(text.data()), builder.cursor(text.data() + text.size()),
-                                 &builder))
-    return corrupt("read ", what, ": not valid JSON: ", builder.refusal_);
+  if (!read_all(text, &builder)) return invalid(what, builder);
+  return std::move(builder.result_);
+}
+
+Result<Json> Json::parse_wide(std::string_view text, std::string_view what,
+                              std::vector<std::string_view>* members) {
+  LITE_TRY(check_text(text, what));
+  std::string narrow(text);
+  std::vector<std::string_view> beyond_double = cut_beyond_double(text, &narrow);
+  JsonBuilder builder(narrow, text, std::move(beyond_double));
+  if (!read_all(narrow, &builder)) return invalid(what, builder);
+  if (members) *members = std::move(builder.members_);
   return std::move(builder.result_);
 }
 
@@ -164,6 +257,8 @@ void append(const Json& j, std::string* out) {
     *out += *b ? "true" : "false";
   } else if (const int64_t* n = j.integer()) {
     *out += std::to_string(*n);
+  } else if (const std::string* digits = j.wide_integer()) {
+    *out += *digits;
   } else if (const std::string* text = j.string()) {
     append(*text, out);
   } else if (const Json::Array* array = j.array()) {
@@ -207,7 +302,7 @@ bool Json::number(double* out) const {
 
 const char* Json::type_name() const {
   static const char* const names[] = {"null",     "a boolean", "an integer", "a number",
-                                      "a string", "a list",    "an object"};
+                                      "a string", "a list",    "an object",  "an integer"};
   return names[value_.index()];
 }
 

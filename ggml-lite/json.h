@@ -1,7 +1,7 @@
 // The one JSON reader of the library, for files that nobody vouches for.
 //
 // Refused, with the byte offset: syntax errors, invalid UTF-8, duplicate keys, nesting beyond 64, integers that do
-// not fit 64 bits, numbers beyond double, texts beyond 256 MiB. An integer stays exact. Memory is proportional to the
+// not fit 64 bits, numbers beyond double (both but by parse_wide), texts beyond 256 MiB. An integer stays exact. Memory is proportional to the
 // text, at worst some 30 times as much; time is n log n.
 #pragma once
 
@@ -33,17 +33,26 @@ class Json {
 
   // `what` names the text in messages: a file's name.
   static Result<Json> parse(std::string_view text, std::string_view what);
+  // For texts whose numbers are handed on, not computed with: an integer of any size is kept, a number beyond double is
+  // infinite. If the text is an object, *members becomes its members' values as they are written there, in order.
+  static Result<Json> parse_wide(std::string_view text, std::string_view what,
+                                 std::vector<std::string_view>* members = nullptr);
   std::string dump() const;  // one line; doubles in the shortest form that reads back the same
 
   bool is_null() const { return std::holds_alternative<std::monostate>(value_); }
   const bool* boolean() const { return std::get_if<bool>(&value_); }
   const int64_t* integer() const { return std::get_if<int64_t>(&value_); }
+  // The digits of an integer that does not fit 64 bits.
+  const std::string* wide_integer() const {
+    const Wide* v = std::get_if<Wide>(&value_);
+    return v ? &v->digits : nullptr;
+  }
   const std::string* string() const { return std::get_if<std::string>(&value_); }
   const Array* array() const { return std::get_if<Array>(&value_); }
   const Object* object() const { return std::get_if<Object>(&value_); }
   Array* array() { return std::get_if<Array>(&value_); }
   Object* object() { return std::get_if<Object>(&value_); }
-  bool number(double* out) const;  // an integer or a double
+  bool number(double* out) const;  // an integer of 64 bits or a double
   const char* type_name() const;   // "null", "a boolean", "an integer", ...
 
   // Member of an object (linear search: objects with many members are walked, not searched); null when absent.
@@ -53,7 +62,10 @@ class Json {
 
  private:
   friend class JsonBuilder;
-  std::variant<std::monostate, bool, int64_t, double, std::string, Array, Object> value_;
+  struct Wide {
+    std::string digits;
+  };
+  std::variant<std::monostate, bool, int64_t, double, std::string, Array, Object, Wide> value_;
 };
 
 }  // namespace lite

@@ -101,6 +101,16 @@ Result<ChatTemplate> ChatTemplate::parse(std::string_view source, const Json& sp
   if (!special_tokens.is_null() && !special_tokens.object())
     return lite::invalid_argument("chat template: special tokens: got ", special_tokens.type_name(),
                                   ", expected an object");
+  if (special_tokens.object())
+    for (const auto& [name, value] : *special_tokens.object()) {
+      if (std::find(std::begin(kSpecialTokens), std::end(kSpecialTokens), name) == std::end(kSpecialTokens))
+        return lite::invalid_argument("chat template: special tokens: ", quoted(name),
+                                      " is none of bos_token, ",
+                                      "eos_token, unk_token, sep_token, pad_token, cls_token, mask_token");
+      if (!value.is_null() && !token_text(value))
+        return lite::invalid_argument("chat template: special tokens: ", name, ": got ", value.type_name(),
+                                      ", expected a string, or an object with \"content\"");
+    }
   out.add_special_tokens(special_tokens);
   return out;
 }

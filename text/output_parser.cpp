@@ -29,14 +29,17 @@ std::string_view trimmed(std::string_view text) {
 }
 
 Status check_name(std::string_view name) {
-  if (!name.empty() && name.size() <= 256 && name.find_first_of("\n<>{}\"") == std::string_view::npos)
-    return {};
+  const auto is_odd = [](char c) {
+    return uint8_t(c) < 0x20 || c == 0x7F || std::string_view("<>{}\"").find(c) != std::string_view::npos;
+  };
+  if (!name.empty() && name.size() <= 256 && std::none_of(name.begin(), name.end(), is_odd)) return {};
   return lite::corrupt("no function's name");
 }
 
 Result<Call> checked(std::string_view name, std::string_view id, std::string_view arguments) {
   LITE_TRY(check_name(name));
-  LITE_ASSIGN(const Json json, Json::parse(arguments, "the arguments"));
+  if (!id.empty()) LITE_TRY(check_name(id));
+  LITE_ASSIGN(const Json json, Json::parse_wide(arguments, "the arguments"));
   if (!json.object()) return lite::corrupt("the arguments: got ", json.type_name(), ", expected an object");
   return Call{std::string(name), std::string(id), std::string(arguments)};
 }
@@ -72,13 +75,18 @@ Result<Call> kimi_call(std::string_view text) {
   return checked(name, id, trimmed(text.substr(at + kBegin.size())));
 }
 
-// {"name": NAME, "arguments": ARGUMENTS}
+// {"name": NAME, "arguments": ARGUMENTS}, these an object, or a string with its text.
 Result<Call> qwen_call(std::string_view text) {
-  LITE_ASSIGN(const Json json, Json::parse(text, "the call"));
+  std::vector<std::string_view> members;
+  LITE_ASSIGN(const Json json, Json::parse_wide(text, "the call", &members));
   const std::string* name = field(json, "name").string();
   if (!name) return lite::corrupt("the call: expected an object with \"name\" and \"arguments\"");
-  const Json& arguments = field(json, "arguments");
-  return checked(*name, {}, arguments.string() ? *arguments.string() : arguments.dump());
+  const Json* arguments = json.find("arguments");
+  if (!arguments) return lite::corrupt("the call: it has no \"arguments\"");
+  if (arguments->string()) return checked(*name, {}, *arguments->string());
+  size_t i = 0;
+  while ((*json.object())[i].first != "arguments") ++i;
+  return checked(*name, {}, members[i]);
 }
 
 // How many bytes at the end of `text` are a beginning of `mark`, but not all of it.

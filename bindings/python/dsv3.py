@@ -45,6 +45,18 @@ ProgressFunction = ctypes.CFUNCTYPE(c_int, c_void_p, c_int64, c_int64)
 LogFunction = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 
 
+def _integer(c_type, value, name):
+    """value, if it is an integer of the type, which ctypes would cut it to."""
+    value = operator.index(value)
+    if c_type(value).value != value:
+        raise ValueError(f"{name}: got {value}, beyond {8 * ctypes.sizeof(c_type)} bits")
+    return value
+
+
+def _int32(value, name):
+    return _integer(c_int32, value, name)
+
+
 class Struct(ctypes.Structure):
     """An option struct; struct_size sets itself."""
 
@@ -52,6 +64,9 @@ class Struct(ctypes.Structure):
         unknown = fields.keys() - {name for name, _ in self._fields_}
         if unknown:
             raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        for name, c_type in self._fields_:
+            if name in fields and c_type in (c_int, c_int32, c_uint32, c_int64):
+                fields[name] = _integer(c_type, fields[name], name)
         super().__init__(struct_size=ctypes.sizeof(self), **fields)
 
 
@@ -182,17 +197,16 @@ def version():
 
 
 def _ids(ids):
-    ids = [operator.index(i) for i in ids]
-    if any(not -2**31 <= i < 2**31 for i in ids):
-        raise ValueError("an id beyond 32 bits")  # ctypes would cut it
+    ids = [_int32(i, "id") for i in ids]
     return (c_int32 * len(ids))(*ids)
 
 
-def _path(path):
-    path = os.fsencode(path)
-    if b"\0" in path:
-        raise ValueError("a path with a zero byte")
-    return path
+def _text(text):
+    """A str, bytes or a path as C reads it."""
+    data = os.fsencode(text)
+    if b"\0" in data:
+        raise ValueError(f"{text!r} has a zero byte")  # where C would end it
+    return data
 
 
 class _Handle:
@@ -218,15 +232,15 @@ class _Handle:
 
 
 class Model(_Handle):
-    """A packed file, opened. log(level, text) gets warnings; progress(done, total) of the verification stops it by
+    """A packed file, opened. log(level, text) gets warnings and facts; progress(done, total) of the verification stops it by
     returning True. What these raise, the call raises that they were called by."""
 
     def __init__(self, path, verify=False, backend=None, isa=None, log=None, progress=None):
         self._callbacks = (_log(log), _progress(progress))
-        options = ModelOptions(verify=verify, backend=backend and backend.encode(), isa=isa and isa.encode(), log=self._callbacks[0],
+        options = ModelOptions(verify=verify, backend=backend and _text(backend), isa=isa and _text(isa), log=self._callbacks[0],
                                progress=self._callbacks[1])
         handle = c_void_p()
-        status = _lib().dsv3_model_open(_path(path), byref(options), byref(handle))
+        status = _lib().dsv3_model_open(_text(path), byref(options), byref(handle))
         self._handle = handle  # also should log have raised: it is to be closed
         _check(status)
 
@@ -266,6 +280,7 @@ class Model(_Handle):
         """Ids of a str or of bytes."""
         if not isinstance(text, (str, bytes, bytearray)):
             raise TypeError(f"tokenize: got {type(text).__name__}, expected str or bytes")
+        flags = _integer(c_uint32, flags, "flags")
         tokenizer, data = self._tokenizer(), text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
         n, room = c_size_t(), len(data) + 1
         while True:
@@ -277,16 +292,17 @@ class Model(_Handle):
 
     def detokenize(self, ids, flags=0):
         """Bytes: a text cut anywhere need not be whole characters."""
+        flags, ids = _integer(c_uint32, flags, "flags"), _ids(ids)
         tokenizer, n, room = self._tokenizer(), c_size_t(), 16 * len(ids) + 16
         while True:
             text = ctypes.create_string_buffer(room)
-            _check(_lib().dsv3_detokenize(tokenizer, _ids(ids), len(ids), flags, text, room, byref(n)))
+            _check(_lib().dsv3_detokenize(tokenizer, ids, len(ids), flags, text, room, byref(n)))
             if n.value <= room:
                 return text.raw[:n.value]
             room = n.value
 
     def is_end_token(self, token):
-        return bool(_lib().dsv3_is_end_token(self._open(), token))
+        return bool(_lib().dsv3_is_end_token(self._open(), _int32(token, "token")))
 
     def session(self, **options):
         """A new session; the options are the fields of dsv3_session_options."""
@@ -346,13 +362,13 @@ class Session(_Handle):
 
     def _row(self, function, i, n):
         row = c_void_p()
-        _check(function(self._open(), i, byref(row)))
+        _check(function(self._open(), _int32(i, "i"), byref(row)))
         return _array(row, ctypes.c_float, n)
 
     def kept(self, name, i):
         """A kept intermediate result of token i of the last batch, as a numpy array of its own."""
         dtype, values, n = c_int(), c_void_p(), c_int32()
-        _check(_lib().dsv3_kept(self._open(), name.encode(), i, byref(dtype), byref(values), byref(n)))
+        _check(_lib().dsv3_kept(self._open(), _text(name), _int32(i, "i"), byref(dtype), byref(values), byref(n)))
         return _array(values, (ctypes.c_float, c_int32)[dtype.value], n.value)
 
     def sample(self, i, seed=0, **sampling):
@@ -361,11 +377,11 @@ class Session(_Handle):
         if not 0 <= seed < 2**64:
             raise ValueError(f"got seed {seed}, expected 0..2^64-1")
         if "logit_bias" in sampling:
-            bias = [LogitBias(token, value) for token, value in sampling["logit_bias"].items()]
+            bias = [LogitBias(_int32(token, "logit_bias"), value) for token, value in sampling["logit_bias"].items()]
             sampling = {**sampling, "n_logit_bias": len(bias), "logit_bias": (LogitBias * len(bias))(*bias)}
         options = byref(Sampling(**sampling)) if sampling else None
         token = c_int32()
-        _check(_lib().dsv3_sample(self._open(), i, options, seed, byref(token)))
+        _check(_lib().dsv3_sample(self._open(), _int32(i, "i"), options, seed, byref(token)))
         return token.value
 
     def generate(self, prompt, n_tokens=None, seed=0, seq=0, flags=BOS_AUTO, errors="replace", **sampling):
@@ -394,23 +410,23 @@ class Session(_Handle):
         _lib().dsv3_cancel(self._open())
 
     def length(self, seq=0):
-        return _lib().dsv3_seq_length(self._open(), seq)
+        return _lib().dsv3_seq_length(self._open(), _int32(seq, "seq"))
 
     def tokens(self, seq=0):
-        ids = _lib().dsv3_seq_tokens(self._open(), seq)
+        ids = _lib().dsv3_seq_tokens(self._open(), _int32(seq, "seq"))
         return ids[:self.length(seq)] if ids else []
 
     def truncate(self, length, seq=0):
-        _check(_lib().dsv3_seq_truncate(self._open(), seq, length))
+        _check(_lib().dsv3_seq_truncate(self._open(), _int32(seq, "seq"), _int32(length, "length")))
 
     def fork(self, from_seq, to_seq, length=None):
         length = self.length(from_seq) if length is None else length
-        _check(_lib().dsv3_seq_fork(self._open(), from_seq, to_seq, length))
+        _check(_lib().dsv3_seq_fork(self._open(), _int32(from_seq, "from_seq"), _int32(to_seq, "to_seq"), _int32(length, "length")))
 
     def save(self, path=None):
         """All sequences, to a file, or as bytes without one."""
         if path is not None:
-            return _check(_lib().dsv3_session_save_file(self._open(), _path(path)))
+            return _check(_lib().dsv3_session_save_file(self._open(), _text(path)))
         n = c_size_t()
         _check(_lib().dsv3_session_save(self._open(), None, 0, byref(n)))
         saved = ctypes.create_string_buffer(n.value)
@@ -421,7 +437,7 @@ class Session(_Handle):
         """In place of all sequences: bytes, or the path of a file."""
         if isinstance(saved, (bytes, bytearray, memoryview)):
             return _check(_lib().dsv3_session_load(self._open(), bytes(saved), len(saved)))
-        _check(_lib().dsv3_session_load_file(self._open(), _path(saved), _progress(progress), None))
+        _check(_lib().dsv3_session_load_file(self._open(), _text(saved), _progress(progress), None))
 
     @property
     def stats(self):

@@ -200,18 +200,46 @@ class Module(unittest.TestCase):
             session.save(TEMP / "raises")
             self.assertRaises(Mine, session.load, TEMP / "raises", fail)
             self.refused(binding.INVALID_ARGUMENT, "got id -1", session.eval, [-1])  # and not once more
-        function = binding._log(fail)  # what logs depends on the machine
+        self.assertRaises(Mine, binding.Model, packed(DEMO), log=fail)
+        function = binding._log(fail)
         function(None, 1, b"text")
         self.assertRaises(Mine, binding._check, binding.OK)
         binding._check(binding.OK)
+
+    def test_numbers_beyond_their_c_type(self):
+        with self.model.session(max_seqs=2) as session:
+            session.eval([1, 2, 3])
+            for call in (lambda n: session.truncate(n), lambda n: session.truncate(0, n), lambda n: session.fork(n, 1),
+                         lambda n: session.fork(0, n + 1), lambda n: session.fork(0, 1, n), lambda n: session.length(n),
+                         lambda n: session.tokens(n), lambda n: session.logits(n + 2), lambda n: session.mtp_logits(n),
+                         lambda n: session.kept("final", n), lambda n: session.sample(n + 2), lambda n: session.sample(2, top_k=n),
+                         lambda n: session.sample(2, logit_bias={n: 1}), lambda n: session.eval([n]), lambda n: session.eval([1], n),
+                         lambda n: session.eval([1], phase=n), lambda n: self.model.is_end_token(n), lambda n: self.model.tokenize("a", n),
+                         lambda n: self.model.detokenize([1], n), lambda n: self.model.detokenize([n]),
+                         lambda n: self.model.session(context=n + 8), lambda n: self.model.session(keep=n),
+                         lambda n: binding.Model(packed(DEMO), verify=n)):
+                for n in (2**32, -2**32, 2**64):
+                    with self.assertRaisesRegex(ValueError, "beyond 32 bits"):
+                        call(n)
+                self.assertRaises(TypeError, call, 0.5)
+            self.assertEqual((session.length(), session.length(1)), (3, 0))
+
+    def test_zero_bytes_in_texts(self):
+        with self.model.session() as session:
+            for call in (lambda: binding.Model("a\0b"), lambda: binding.Model(packed(DEMO), backend="cpu\0x"),
+                         lambda: binding.Model(packed(DEMO), isa="auto\0x"), lambda: session.kept("final\0x", 0),
+                         lambda: session.save("a\0b"), lambda: session.load("a\0b")):
+                self.assertRaisesRegex(ValueError, "zero byte", call)
 
     def test_open_and_close(self):
         self.refused(binding.NOT_FOUND, "absent", binding.Model, TEMP / "absent")
         self.refused(binding.CANCELLED, "", binding.Model, packed(DEMO), verify=True, progress=lambda done, total: True)
         self.refused(binding.UNSUPPORTED, "nothing", binding.Model, packed(DEMO), backend="nothing")
-        model = binding.Model(packed(DEMO), verify=True, log=lambda level, text: None)
+        lines = []
+        model = binding.Model(packed(DEMO), verify=True, log=lambda level, text: lines.append((level, text)))
+        self.assertEqual([(level, text.startswith(f"opened {packed(DEMO)}: ")) for level, text in lines], [(2, True)])
         session = model.session()
-        self.refused(binding.BUSY, "1 of its sessions", model.close)
+        self.refused(binding.BUSY, "sessions that it still has: 1", model.close)
         session.eval([1])
         session.close()
         self.assertRaises(ValueError, session.eval, [1])

@@ -49,7 +49,7 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       continue;
     }
     if (e.kind == OutputEvent::Kind::ToolCall) {
-      const auto arguments = lite::Json::parse(e.text, "arguments");
+      const auto arguments = lite::Json::parse_wide(e.text, "arguments");
       fuzz::require(arguments.ok() && arguments->object(), "the arguments of a call are a JSON object");
       fuzz::require(!e.name.empty(), "a call has a name");
       continue;

@@ -186,6 +186,106 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
   dsv3_tokenizer_free(t);
 }
 
+TEST_CASE("the API reads no more bytes than a caller can mean") {
+  const Model model = open("ds3-f32");
+  const Session s = session(model, options(32, 1));
+  dsv3_tokenizer* t = nullptr;
+  ok(dsv3_tokenizer_open(kTokenizer.c_str(), &t));
+  dsv3_template *chat_template = nullptr, *no_template = nullptr;
+  ok(dsv3_template_parse("x", 1, nullptr, &chat_template));
+  dsv3_output *output = nullptr, *no_output = nullptr;
+  ok(dsv3_output_new("", 0, &output));
+  dsv3_stop *stop = nullptr, *no_stop = nullptr;
+  ok(dsv3_stop_new(nullptr, nullptr, 0, &stop));
+  const char *a = "a", *shown = nullptr;
+  size_t n = 77;
+  int stopped = 0;
+  const int32_t id = 1;
+  for (const size_t huge : {SIZE_MAX, size_t(1) << 62, size_t(1) << 48, size_t(INT32_MAX) + 1}) {
+    CAPTURE(huge);
+    const std::string got = std::to_string(huge);
+    const char* part = got.c_str();
+    check_all({
+        REFUSED(dsv3_tokenize(t, a, huge, 0, nullptr, 0, &n), kInvalid, part),
+        REFUSED(dsv3_detokenize(t, &id, huge, 0, nullptr, 0, &n), kInvalid, part),
+        REFUSED(dsv3_template_parse(a, huge, nullptr, &no_template), kInvalid, part),
+        REFUSED(dsv3_template_render(chat_template, a, huge, nullptr, nullptr, 0, &n, nullptr, 0, nullptr),
+                kInvalid, part),
+        REFUSED(dsv3_template_tokenize(chat_template, t, a, huge, nullptr, nullptr, 0, &n), kInvalid, part),
+        REFUSED(dsv3_output_new(a, huge, &no_output), kInvalid, part),
+        REFUSED(dsv3_output_add(output, a, huge), kInvalid, part),
+        REFUSED(dsv3_stop_new(&a, &huge, 1, &no_stop), kInvalid, part),
+        REFUSED(dsv3_stop_add(stop, a, huge, &shown, &n, &stopped), kInvalid, part),
+    });
+    if (huge >= size_t(1) << 48)  // a saved session can be larger than a text
+      check_all({REFUSED(dsv3_session_load(s.get(), a, huge), kInvalid, part)});
+    CHECK(dsv3_utf8_complete(a, huge) == 0);
+  }
+  CHECK(n == 77);
+  CHECK((!no_template && !no_output && !no_stop && !shown));
+  ok(dsv3_output_add(output, a, 1));
+  dsv3_stop_free(stop);
+  dsv3_output_free(output);
+  dsv3_template_free(chat_template);
+  dsv3_tokenizer_free(t);
+}
+
+TEST_CASE("an error is one line of bounded length") {
+  dsv3_model* m = nullptr;
+  failed(dsv3_model_open("/absent/a\nb\x1b[2J\x7f", nullptr, &m), DSV3_NOT_FOUND, "a\\x0ab\\x1b[2J\\x7f");
+  std::string longest = "/absent/";
+  for (int i = 0; i < 100000; ++i) longest += "é";
+  for (const std::string& path :
+       {longest, "/absent/" + std::string(100000, '\x80'), std::string(100000, '\n')}) {
+    CHECK(dsv3_model_open(path.c_str(), nullptr, &m) != DSV3_OK);
+    const std::string message = dsv3_last_error();
+    CHECK(message.size() > 1000);
+    CHECK(message.size() < 2020);
+    CHECK(message.ends_with("..."));
+    CHECK(message.find('\n') == std::string::npos);
+    if (path == longest) CHECK(dsv3_utf8_complete(message.data(), message.size() - 3) == message.size() - 3);
+  }
+}
+
+TEST_CASE("an empty path is said to be one") {
+  const Model model = open("ds3-f32");
+  const Session s = session(model, options(32, 1));
+  dsv3_model* m = nullptr;
+  dsv3_tokenizer* t = nullptr;
+  dsv3_template* chat_template = nullptr;
+  check_all({
+      REFUSED(dsv3_model_open("", nullptr, &m), kInvalid, "dsv3_model_open: argument \"path\" is empty"),
+      REFUSED(dsv3_verify("", nullptr), kInvalid, "\"path\" is empty"),
+      REFUSED(dsv3_tokenizer_open("", &t), kInvalid, "\"path\" is empty"),
+      REFUSED(dsv3_template_open("", nullptr, &chat_template), kInvalid, "\"path\" is empty"),
+      REFUSED(dsv3_session_save_file(s.get(), ""), kInvalid, "\"path\" is empty"),
+      REFUSED(dsv3_session_load_file(s.get(), "", nullptr, nullptr), kInvalid, "\"path\" is empty"),
+  });
+}
+
+TEST_CASE("what computes a model is told when it is opened, and a wrong name of it is unsupported") {
+  std::vector<std::pair<dsv3_log_level, std::string>> lines;
+  auto o = sized<dsv3_model_options>();
+  o.log_user = &lines;
+  o.log = [](void* user, dsv3_log_level level, const char* line) {
+    static_cast<decltype(lines)*>(user)->emplace_back(level, line);
+  };
+  o.isa = "portable";
+  dsv3_model* m = nullptr;
+  ok(dsv3_model_open(packed("ds3-f32").c_str(), &o, &m));
+  const Model model(m);
+  REQUIRE(lines.size() == 1);
+  CHECK(lines[0].first == DSV3_LOG_INFO);
+  CHECK(lines[0].second == "opened " + packed("ds3-f32") + ": backend cpu, path portable, " +
+                               std::to_string(info(model).file_bytes) + " bytes");
+  o.isa = "sse9";
+  failed(dsv3_model_open(packed("ds3-f32").c_str(), &o, &m), DSV3_UNSUPPORTED, "instruction set \"sse9\"");
+  o.isa = nullptr;
+  o.backend = "abacus";
+  failed(dsv3_model_open(packed("ds3-f32").c_str(), &o, &m), DSV3_UNSUPPORTED, "backend \"abacus\"");
+  CHECK(lines.size() == 1);
+}
+
 TEST_CASE("the API refuses what is out of range or does not fit together") {
   const Model model = open("ds3-f32"), layer_model = open("moe-transformer"), labels = open("qwen3-moe-tag");
   const Session s = session(model, options(32, 2)), tagger = session(labels, options(32, 1));
@@ -432,14 +532,14 @@ TEST_CASE("a model with live sessions is not closed, and goes on as if nothing h
   dsv3_session *a = nullptr, *b = nullptr;
   ok(dsv3_session_new(m, &o, &a));
   ok(dsv3_session_new(m, &o, &b));
-  failed(dsv3_model_close(m), DSV3_BUSY, "2 of its sessions");
+  failed(dsv3_model_close(m), DSV3_BUSY, "sessions that it still has: 2");
   dsv3_session_free(a);
   const int32_t id = 1;
   auto batch = sized<dsv3_batch>();
   batch.n = 1;
   batch.token = &id;
   ok(dsv3_eval(b, &batch));
-  failed(dsv3_model_close(m), DSV3_BUSY, "1 of its sessions");
+  failed(dsv3_model_close(m), DSV3_BUSY, "sessions that it still has: 1");
   const char* json = nullptr;
   ok(dsv3_model_describe(m, &json));
   ok(dsv3_eval(b, &batch));

@@ -166,3 +166,49 @@ TEST_CASE("json: large texts take time in proportion, and messages stay short") 
   CHECK(large.code() == Code::Unsupported);
   CHECK(large.message().find("expected at most 268435456") != std::string::npos);
 }
+
+TEST_CASE("json: numbers of any size are kept when asked for") {
+  const std::string digits(400, '7'),
+      text = R"({"a" : 9223372036854775808, "b":[-9223372036854775809,1E400 , -1e400],)"
+             R"("1E400,\\": {"c": ")" +
+             digits + R"(","d":)" + digits + R"(}, "e":-1E+999,"f": 1.50 ,"g":true, "h": "1E400"})";
+  std::vector<std::string_view> members;
+  const auto read = Json::parse_wide(text, "x.json", &members);
+  REQUIRE_MESSAGE(read.ok(), read.status().message());
+  CHECK(*read->find("a")->wide_integer() == "9223372036854775808");
+  CHECK(std::string(read->find("a")->type_name()) == "an integer");
+  CHECK(read->find("a")->integer() == nullptr);
+  const Json::Array& b = *read->find("b")->array();
+  CHECK(*b[0].wide_integer() == "-9223372036854775809");
+  const auto number = [](const Json& json) {
+    double d = 0;
+    CHECK(json.number(&d));
+    return d;
+  };
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  CHECK(number(b[1]) == kInfinity);
+  CHECK(number(b[2]) == -kInfinity);
+  CHECK(number(*read->find("e")) == -kInfinity);
+  CHECK(number(*read->find("f")) == 1.5);
+  CHECK(*read->find("h")->string() == "1E400");
+  const Json& nested = *read->find("1E400,\\");
+  CHECK(*nested.find("c")->string() == digits);
+  CHECK(*nested.find("d")->wide_integer() == digits);
+  CHECK(nested.dump() == R"({"c":")" + digits + R"(","d":)" + digits + "}");
+  const std::vector<std::string_view> want = {"9223372036854775808",
+                                              "[-9223372036854775809,1E400 , -1e400]",
+                                              members.at(2),
+                                              "-1E+999",
+                                              "1.50",
+                                              "true",
+                                              "\"1E400\""};
+  CHECK(members == want);
+  CHECK(members[2].size() == nested.dump().size() + 1);
+
+  for (const std::string wrong : {"1E400.", "1E400x", "1E4001.5", "[1E400 1E400]", "01E400", "1.E400", "-",
+                                  "1E400-", "{\"a\":1E400", "--1E400", "[\"1E400]", "tru1E400"}) {
+    CAPTURE(wrong);
+    CHECK(!Json::parse_wide(wrong, "x.json").ok());
+  }
+  CHECK(Json::parse_wide("[1E400,x]", "x.json").status().message().find("at byte 8") != std::string::npos);
+}

@@ -123,8 +123,21 @@ TEST_CASE("output: tool calls of every family") {
       "<think>\nr\n</think>\n\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": "
       "1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", "
       "\"arguments\": \"{}\"}\n</tool_call>",
-      "R[r]T[f||{\"a\":1}]T[g||{}]");
+      "R[r]T[f||{\"a\": 1}]T[g||{}]");
   check("text\n<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>\nmore", "C[text]T[f||{}]C[more]");
+}
+
+TEST_CASE("output: arguments are the model's bytes, numbers of any size with them") {
+  const std::string arguments =
+      "{\"n\": 9223372036854775808, \"x\":1.50, \"y\": [-1E400, 1e-400], \"s\": \"\\u00e9\" }";
+  check(deepseek(v3_call("f", arguments) + v31_call("f", arguments)),
+        "T[f||" + arguments + "]T[f||" + arguments + "]");
+  check("<|tool_calls_section_begin|>" + kimi_call("functions.f:0", arguments) + "<|tool_calls_section_end|>",
+        "T[f|functions.f:0|" + arguments + "]");
+  check("<tool_call>{\"arguments\" : " + arguments + " , \"name\": \"f\", \"z\": 1E999}</tool_call>",
+        "T[f||" + arguments + "]");
+  check("<tool_call>{\"name\":\"f\",\"arguments\":\"{\\\"n\\\": 1E400}\"}</tool_call>",
+        "T[f||{\"n\": 1E400}]");
 }
 
 TEST_CASE("output: malformed tool calls are content, nothing is lost") {
@@ -142,6 +155,14 @@ TEST_CASE("output: malformed tool calls are content, nothing is lost") {
   check("<｜tool▁calls▁begin｜> \n something else", "C[<｜tool▁calls▁begin｜> \n ]NC[something else]");
   raw("<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>");
   raw("<｜tool▁calls▁begin｜>");
+  // A name or an id ends at a zero byte where it is handed out.
+  for (const std::string odd : {"\\u0000", "\\u001b", "\\n", "\\u007f"})
+    raw("<tool_call>{\"name\": \"read" + odd + "_safe\", \"arguments\": {}}</tool_call>");
+  for (const std::string odd : {std::string(1, '\0'), std::string("\x1b"), std::string("\x7f")}) {
+    raw("<｜tool▁calls▁begin｜>" + v31_call("read" + odd + "_safe", "{}"));
+    raw("<|tool_calls_section_begin|>" + kimi_call("functions.a:0" + odd, "{}"));
+    raw("<|tool_calls_section_begin|>" + kimi_call(odd + "functions.a:0", "{}"));
+  }
   raw("<|tool_calls_section_begin|>" + kimi_call("", "{}"));
   raw("<|tool_calls_section_begin|><|tool_call_begin|>f<|tool_call_end|>");
   // A right one beside a wrong one counts.

@@ -69,6 +69,37 @@ TEST_CASE("template API: text, spans and ids come out under one convention") {
   for (size_t i = 2; i < n_ids; ++i) CHECK(ids[i] != user);
 }
 
+TEST_CASE("template API: a history with numbers of any size is written as Python writes it") {
+  Handles h;
+  const std::string source =
+      "{{ x }} {{ x | tojson }} {{ x.a + 1 if false else x.a == x.a }} {{ x.a is integer }} "
+      "{{ x.a | string }} {{ x.a | int }}";
+  REQUIRE(dsv3_template_parse(source.data(), source.size(), nullptr, &h.chat_template) == DSV3_OK);
+  const std::string arguments = R"({"x": {"a": 9223372036854775808, "b": [1E400, -1E400]}})",
+                    want =
+                        "{'a': 9223372036854775808, 'b': [inf, -inf]} "
+                        "{\"a\": 9223372036854775808, \"b\": [Infinity, -Infinity]} True True "
+                        "9223372036854775808 9223372036854775808";
+  std::string text(want.size(), 0);
+  size_t n = 0;
+  REQUIRE_MESSAGE(dsv3_template_render(h.chat_template, arguments.data(), arguments.size(), nullptr,
+                                       text.data(), text.size(), &n, nullptr, 0, nullptr) == DSV3_OK,
+                  dsv3_last_error());
+  CHECK(n == want.size());
+  CHECK(text == want);
+
+  for (const std::string wrong :
+       {"{{ x + 1 }}", "{{ 1 < x }}", "{{ x | float }}", "{{ -x }}", "{{ x | abs }}"}) {
+    CAPTURE(wrong);
+    dsv3_template* refused = nullptr;
+    REQUIRE(dsv3_template_parse(wrong.data(), wrong.size(), nullptr, &refused) == DSV3_OK);
+    const std::string big = R"({"x": 18446744073709551616})";
+    CHECK(dsv3_template_render(refused, big.data(), big.size(), nullptr, nullptr, 0, &n, nullptr, 0,
+                               nullptr) == DSV3_INVALID_ARGUMENT);
+    dsv3_template_free(refused);
+  }
+}
+
 TEST_CASE("template API: wrong arguments and files") {
   Handles h;
   REQUIRE(dsv3_template_open((kRoot + "templates/qwen3.jinja").c_str(), nullptr, &h.chat_template) ==
@@ -124,6 +155,13 @@ TEST_CASE("template API: wrong arguments and files") {
   CHECK(dsv3_template_parse("{% include 'x' %}", 17, nullptr, &none) == DSV3_UNSUPPORTED);
   CHECK(says("line 1: {% include %}"));
   CHECK(dsv3_template_parse("x", 1, "[]", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(dsv3_template_parse("x", 1, R"({"bos_token": 5})", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(says("bos_token: got an integer, expected a string"));
+  CHECK(dsv3_template_parse("x", 1, R"({"eos_token": {"text": "a"}})", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(says("eos_token: got an object"));
+  CHECK(dsv3_template_parse("x", 1, R"({"bos": "<s>"})", &none) == DSV3_INVALID_ARGUMENT);
+  CHECK(says("\"bos\" is none of bos_token"));
+  CHECK(none == nullptr);
   CHECK(dsv3_template_parse("x", 1, "{", &none) == DSV3_CORRUPT);
   CHECK(dsv3_model_template(nullptr, nullptr, &none) == DSV3_INVALID_ARGUMENT);
   CHECK(none == nullptr);

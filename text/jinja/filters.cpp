@@ -209,6 +209,7 @@ Result<Value> to_integer(Runtime&, const Value& self, const Arguments& a) {
   const Value otherwise = b[0] ? *b[0] : Value(int64_t(0));
   if (const Undefined* u = self.as_undefined()) return invalid_argument(*u->what);
   if (const auto i = self.whole()) return Value(*i);
+  if (self.wide_integer()) return self;
   double d = 0;
   if (self.real()) {
     d = *self.real();
@@ -232,6 +233,7 @@ Result<Value> to_float(Runtime&, const Value& self, const Arguments& a) {
   LITE_ASSIGN(const Bound b, Bound::bind(a, "float", {"default"}));
   if (const Undefined* u = self.as_undefined()) return invalid_argument(*u->what);
   if (const auto d = self.number()) return Value(*d);
+  if (self.wide_integer()) return invalid_argument("float: an integer that does not fit 64 bits");
   if (self.text()) {
     const Text stripped = strip(*self.text(), nullptr, true, true);
     std::string_view s = stripped.bytes();

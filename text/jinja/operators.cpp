@@ -119,6 +119,8 @@ Result<Value> arithmetic(Runtime& r, std::string_view op, const Value& a, const 
     const Sequence* s = b.sequence();
     return format(r, *a.text(), s && s->kind == Sequence::Kind::Tuple ? s->items : Values{b});
   }
+  if (a.wide_integer() || b.wide_integer())
+    return invalid_argument("'", op, "': an integer that does not fit 64 bits can only be written");
   const auto i = a.whole(), j = b.whole();
   if (i && j) return integers(op, *i, *j);
   const auto x = a.number(), y = b.number();

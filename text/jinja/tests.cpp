@@ -61,8 +61,8 @@ constexpr std::pair<std::string_view, Test> kTests[] = {
     {"true",
      [](Runtime&, const Value& v, const Value*) -> Result<bool> { return v.boolean() && *v.boolean(); }},
     {"float", [](Runtime&, const Value& v, const Value*) -> Result<bool> { return v.real() != nullptr; }},
-    {"integer", [](Runtime&, const Value& v, const Value*) -> Result<bool> { return v.integer() != nullptr; }},
-    {"number", [](Runtime&, const Value& v, const Value*) -> Result<bool> { return v.number().has_value(); }},
+    {"integer", [](Runtime&, const Value& v, const Value*) -> Result<bool> { return v.integer() || v.wide_integer(); }},
+    {"number", [](Runtime&, const Value& v, const Value*) -> Result<bool> { return v.number() || v.wide_integer(); }},
     {"iterable",
      [](Runtime&, const Value& v, const Value*) -> Result<bool> {
        return is_container(v) || v.is_undefined() || v.loop();

@@ -35,6 +35,7 @@ std::optional<std::string> key_of(const Value& key) {
     if (*d == std::floor(*d) && std::fabs(*d) < 9e18) return "i" + std::to_string(int64_t(*d));
     return "d" + std::to_string(std::hash<double>()(*d));
   }
+  if (const std::string* digits = key.wide_integer()) return "i" + *digits;
   if (key.is_none()) return "n";
   return std::nullopt;
 }
@@ -81,9 +82,9 @@ const char* Value::type() const {
     static const char* const kinds[] = {"list", "tuple", "range", "dict view", "iterator"};
     return kinds[int(s->kind)];
   }
-  static const char* const names[] = {"Undefined", "NoneType", "bool",    "int",       "float",
-                                      "str",       "list",     "dict",    "Namespace", "LoopContext",
-                                      "method",    "Macro",    "function"};
+  static const char* const names[] = {"Undefined", "NoneType", "bool",     "int",       "float",
+                                      "str",       "list",     "dict",     "Namespace", "LoopContext",
+                                      "method",    "Macro",    "function", "int"};
   return names[v_.index()];
 }
 
@@ -133,6 +134,7 @@ Result<Value> make_text(Text text, Budget* budget) {
 Result<Value> from_json(const lite::Json& json, Budget* budget) {
   if (const bool* v = json.boolean()) return Value(*v);
   if (const int64_t* v = json.integer()) return Value(*v);
+  if (const std::string* v = json.wide_integer()) return Value(std::make_shared<const std::string>(*v));
   if (const std::string* v = json.string()) return Value(Text::typed(*v));
   if (const lite::Json::Array* list = json.array()) {
     Values items;
@@ -158,7 +160,7 @@ Result<Value> from_json(const lite::Json& json, Budget* budget) {
 
 bool truth(const Value& v) {
   if (v.is_undefined() || v.is_none()) return false;
-  if (const auto n = v.number()) return *n != 0;
+  if (const auto n = v.number()) return *n != 0;  // a wide integer is none and never 0
   if (const Text* t = v.text()) return !t->bytes().empty();
   if (const Sequence* s = v.sequence()) return s->kind == Sequence::Kind::Iterator || !s->items.empty();
   if (const Dict* d = v.dict()) return !d->items.empty();
@@ -214,6 +216,10 @@ Result<bool> equal(const Value& a, const Value& b, Budget* budget) {
     return equal_sequences(s->items, t->items, budget);
   }
   if (a.dict() && b.dict()) return equal_dicts(*a.dict(), *b.dict(), budget);
+  if (const std::string* s = a.wide_integer(), *t = b.wide_integer(); s && t) {
+    LITE_TRY(budget->spend_bytes(std::min(s->size(), t->size())));
+    return *s == *t;
+  }
   if (a.is_none() || a.is_undefined())
     return a.is_none() == b.is_none() && a.is_undefined() == b.is_undefined();
   return a.identity() && a.identity() == b.identity();

@@ -38,6 +38,9 @@ class Budget {
   int64_t all_, left_;
 };
 
+// Digits of an integer that does not fit 64 bits: can be written and compared with "==", not computed with.
+using WideInteger = std::shared_ptr<const std::string>;
+
 class Value;
 using Values = std::vector<Value>;
 
@@ -80,10 +83,10 @@ enum class Function { Range, Dict, Namespace, RaiseException, StrftimeNow };
 
 class Value {
  public:
-  using Variant =
-      std::variant<Undefined, None, bool, int64_t, double, std::shared_ptr<const Text>,
-                   std::shared_ptr<const Sequence>, std::shared_ptr<const Dict>, std::shared_ptr<Namespace>,
-                   std::shared_ptr<Loop>, std::shared_ptr<const Method>, const Statement*, Function>;
+  using Variant = std::variant<Undefined, None, bool, int64_t, double, std::shared_ptr<const Text>,
+                               std::shared_ptr<const Sequence>, std::shared_ptr<const Dict>,
+                               std::shared_ptr<Namespace>, std::shared_ptr<Loop>,
+                               std::shared_ptr<const Method>, const Statement*, Function, WideInteger>;
 
   Value() : v_(None{}) {}
   Value(Undefined v) : v_(std::move(v)) {}
@@ -98,6 +101,7 @@ class Value {
   Value(std::shared_ptr<const Method> v) : v_(std::move(v)) {}
   Value(const Statement* macro) : v_(macro) {}
   Value(Function v) : v_(v) {}
+  Value(WideInteger v) : v_(std::move(v)) {}
   static Value undefined(std::string what);
 
   bool is_undefined() const { return std::holds_alternative<Undefined>(v_); }
@@ -105,6 +109,7 @@ class Value {
   const Undefined* as_undefined() const { return std::get_if<Undefined>(&v_); }
   const bool* boolean() const { return std::get_if<bool>(&v_); }
   const int64_t* integer() const { return std::get_if<int64_t>(&v_); }
+  const std::string* wide_integer() const { return held<const std::string>(); }
   const double* real() const { return std::get_if<double>(&v_); }
   const Text* text() const { return held<const Text>(); }
   const Sequence* sequence() const { return held<const Sequence>(); }
@@ -118,9 +123,9 @@ class Value {
   }
   const Function* function() const { return std::get_if<Function>(&v_); }
 
-  // An integer, or a boolean as 0 or 1.
+  // An integer of 64 bits, or a boolean as 0 or 1.
   std::optional<int64_t> whole() const;
-  // Any number, or a boolean.
+  // Any number but a wide integer, or a boolean.
   std::optional<double> number() const;
 
   int depth() const;             // 0 for what holds no other value

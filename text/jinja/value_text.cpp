@@ -52,18 +52,22 @@ Status repr_text(const Text& text, Text* out, Budget* budget) {
 
 Status put_repr(const Value& v, Text* out, Budget* budget);
 
-Status put_scalar(const Value& v, Text* out) {
+Status put_scalar(const Value& v, Text* out, Budget* budget) {
   const auto put = [out](std::string_view s) { out->append(s, true); };
-  if (v.is_none())
+  if (v.is_none()) {
     put("None");
-  else if (const bool* b = v.boolean())
+  } else if (const bool* b = v.boolean()) {
     put(*b ? "True" : "False");
-  else if (const int64_t* i = v.integer())
+  } else if (const int64_t* i = v.integer()) {
     put(std::to_string(*i));
-  else if (const double* d = v.real())
+  } else if (const std::string* digits = v.wide_integer()) {
+    LITE_TRY(budget->spend_bytes(digits->size()));
+    put(*digits);
+  } else if (const double* d = v.real()) {
     put(float_text(*d));
-  else
+  } else {
     return invalid_argument("a ", v.type(), " has no text");
+  }
   return {};
 }
 
@@ -100,7 +104,7 @@ Status put_repr(const Value& v, Text* out, Budget* budget) {
     out->append("}", true);
     return {};
   }
-  return put_scalar(v, out);
+  return put_scalar(v, out, budget);
 }
 
 }  // namespace
@@ -193,10 +197,7 @@ struct JsonWriter {
   Status key(const Value& v) {
     if (v.text()) return text(*v.text());
     put("\"");
-    if (v.is_none())
-      put("null");
-    else
-      number(v);
+    LITE_TRY(value(v, 0));
     put("\"");
     return {};
   }
@@ -250,6 +251,9 @@ struct JsonWriter {
     if (v.text()) return text(*v.text());
     if (v.number()) {
       number(v);
+    } else if (const std::string* digits = v.wide_integer()) {
+      LITE_TRY(budget->spend_bytes(digits->size()));
+      put(*digits);
     } else if (v.is_none()) {
       put("null");
     } else if (const Sequence* s = v.sequence(); s && s->kind <= Sequence::Kind::Tuple) {
