@@ -103,8 +103,7 @@ std::span<T, 1> one(T& value) {
 }
 
 // The header of a session with these options and no sequences. `path`: what computes its rows.
-SavedHeader header_of(const Model& model, const SessionOptions& o, std::string_view path,
-                      int64_t row_bytes) {
+SavedHeader header_of(const Model& model, const SessionOptions& o, std::string_view path, int64_t row_bytes) {
   SavedHeader h = {};
   std::memcpy(h.magic, kMagic.data(), sizeof h.magic);
   h.version = kVersion;
@@ -146,10 +145,11 @@ Status check_options(const SavedHeader& h, const SavedHeader& ours) {
     return invalid_argument("it belongs to the model with id ", name_of(h.model_id), ", and this one's is ",
                             name_of(ours.model_id));
   if (std::memcmp(h.path, ours.path, sizeof h.path) != 0)
-    return invalid_argument(
-        "it was computed on path ", name_of(h.path), ", and this model on ", name_of(ours.path),
-        ", whose bits differ; open the model with the same (model options backend, isa) and place the same on GPUs, or "
-        "evaluate the tokens again");
+    return invalid_argument("it was computed on path ", name_of(h.path), ", and this model on ",
+                            name_of(ours.path),
+                            ", whose bits differ; open the model with the same (model options backend, isa) "
+                            "and place the same on GPUs, or "
+                            "evaluate the tokens again");
   const struct {
     const char* option;
     uint32_t saved, ours;

@@ -174,6 +174,7 @@ TEST_CASE("the API refuses null, and nothing is a handle that can be freed") {
   dsv3_tokenizer_free(nullptr);
   dsv3_cancel(nullptr);
   CHECK(dsv3_model_label(nullptr, 0) == nullptr);
+  CHECK(dsv3_plan_json(nullptr) == nullptr);
   CHECK(dsv3_session_context(nullptr) == 0);
   CHECK(dsv3_seq_length(nullptr, 0) == -1);
   CHECK(dsv3_seq_tokens(nullptr, 0) == nullptr);

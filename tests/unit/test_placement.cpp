@@ -160,14 +160,14 @@ TEST_CASE(
         });
       const std::vector<float> first = logits_of(*model, o);
       for (int gpu = 1; gpu <= gpus; ++gpu) {
-        const MemoryUse& use = plan->memory[size_t(gpu)];
+        const MemoryUse& use = (*plan)->layout().memory[size_t(gpu)];
         CHECK(own[size_t(gpu)] == use.weights + use.cache + use.activations);
         CHECK(model->device_weights().bytes(gpu) == use.weights);
         if (o.gpu_memory) CHECK(use.total() <= o.gpu_memory);
       }
       const int64_t rows =
           (o.mtp ? 2 : 1) * o.max_logits * model->config().output_size() * int64_t(sizeof(float));
-      CHECK(shared == plan->memory[0].activations - rows);
+      CHECK(shared == (*plan)->layout().memory[0].activations - rows);
       double worst = 0;
       for (size_t i = 0; i < want.size(); ++i)
         worst = std::max(worst, std::abs(double(first[i]) - double(want[i])));
