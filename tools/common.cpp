@@ -190,7 +190,10 @@ void log_warnings(void*, dsv3_log_level level, const char* line) {
   if (level == DSV3_LOG_WARNING) note(text("warning: ", line));
 }
 
+bool opening = false;  // a model: what it says of itself is in `dsv3 info`
+
 void log_all(void*, dsv3_log_level level, const char* line) {
+  if (level == DSV3_LOG_INFO && opening) return;
   note(text(level == DSV3_LOG_WARNING ? "warning: " : "", line));
 }
 
@@ -203,7 +206,10 @@ Model open_model(const std::string& path, const ComputeOptions& compute, bool qu
   options.isa = compute.isa.c_str();
   options.log = quiet ? log_warnings : log_all;
   dsv3_model* model = nullptr;
-  check(dsv3_model_open(path.c_str(), &options, &model));
+  opening = true;
+  const dsv3_status status = dsv3_model_open(path.c_str(), &options, &model);
+  opening = false;
+  check(status);
   return Model(model);
 }
 
