@@ -158,7 +158,7 @@ TEST_CASE("output: malformed tool calls are content, nothing is lost") {
   // A name or an id ends at a zero byte where it is handed out.
   for (const std::string odd : {"\\u0000", "\\u001b", "\\n", "\\u007f"})
     raw("<tool_call>{\"name\": \"read" + odd + "_safe\", \"arguments\": {}}</tool_call>");
-  for (const std::string odd : {std::string(1, '\0'), std::string("\x1b"), std::string("\x7f")}) {
+  for (const std::string& odd : {std::string(1, '\0'), std::string("\x1b"), std::string("\x7f")}) {
     raw("<｜tool▁calls▁begin｜>" + v31_call("read" + odd + "_safe", "{}"));
     raw("<|tool_calls_section_begin|>" + kimi_call("functions.a:0" + odd, "{}"));
     raw("<|tool_calls_section_begin|>" + kimi_call(odd + "functions.a:0", "{}"));
