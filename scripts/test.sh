@@ -23,6 +23,6 @@ fi
 
 part "test release" ctest --test-dir build/release --output-on-failure -j "$(nproc)"
 # Left out: what takes minutes and looks at numbers, which the sanitizers do not change.
-part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(nproc)" -E "cli.heldout|cli.isa|cli.cuda_long"
+part "test sanitize" ctest --test-dir build/sanitize --output-on-failure -j "$(nproc)" -E "cli.(heldout|isa|dump|cuda)"
 
 part "fuzz" make --no-print-directory fuzz RUNS=10000
