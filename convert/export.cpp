@@ -104,10 +104,7 @@ class Export {
 
 Result<ExportSummary> Export::run() {
   const std::string what = "export " + file_.path();
-  for (const std::string& name : file_.section_names())
-    if (!is_known_section(name))
-      return lite::unsupported(what, ": it has a section \"", name,
-                               "\", which this version does not know; try a newer version");
+  LITE_TRY(check_sections(file_, what));
   LITE_ASSIGN(const Provenance provenance, read_provenance(file_));
   if (provenance.dtype)
     return lite::unsupported(what, ": it was made with --dtype ", lite::info(*provenance.dtype).name,

@@ -190,25 +190,29 @@ void stream_read(const Graph& g, const Node& n, const Step& step) {
          integers(g, n.in[1]), y, live);
 }
 
-void silu_mul(const Graph& g, const Node& n, const Step& step) {
-  const auto y = values_of<float>(g.tensor(n.out[0]));
-  const Live live = live_rows(g, n, n.in[0], step);
-  launch(silu_mul_kernel, grid_of(live.most, y.n), kThreads, 0, step.stream,
-         values_of<float>(g.tensor(n.in[0])), values_of<float>(g.tensor(n.in[1])), y, live);
-}
+namespace {
 
-void add(const Graph& g, const Node& n, const Step& step) {
+// What makes a value of two, element by element of the result.
+void of_two(void (*kernel)(Values<float>, Values<float>, Values<float>, Live), const Graph& g, const Node& n,
+            const Step& step) {
   const auto y = values_of<float>(g.tensor(n.out[0]));
   const Live live = live_rows(g, n, n.in[0], step);
-  launch(add_kernel, grid_of(live.most, y.n), kThreads, 0, step.stream, values_of<float>(g.tensor(n.in[0])),
+  launch(kernel, grid_of(live.most, y.n), kThreads, 0, step.stream, values_of<float>(g.tensor(n.in[0])),
          values_of<float>(g.tensor(n.in[1])), y, live);
 }
 
+}  // namespace
+
+void silu_mul(const Graph& g, const Node& n, const Step& step) {
+  of_two(silu_mul_kernel, g, n, step);
+}
+
+void add(const Graph& g, const Node& n, const Step& step) {
+  of_two(add_kernel, g, n, step);
+}
+
 void concat(const Graph& g, const Node& n, const Step& step) {
-  const auto y = values_of<float>(g.tensor(n.out[0]));
-  const Live live = live_rows(g, n, n.in[0], step);
-  launch(concat_kernel, grid_of(live.most, y.n), kThreads, 0, step.stream,
-         values_of<float>(g.tensor(n.in[0])), values_of<float>(g.tensor(n.in[1])), y, live);
+  of_two(concat_kernel, g, n, step);
 }
 
 void select_rows(const Graph& g, const Node& n, const Step& step) {

@@ -34,10 +34,7 @@ Tensor Model::rope_inv_freq(int64_t dim) const {
 
 Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
   LITE_ASSIGN(lite::PackFile file, lite::PackFile::open(path));
-  for (const std::string& name : file.section_names())
-    if (!is_known_section(name))
-      return lite::unsupported("open ", path, ": it has a section \"", name,
-                               "\", which this version does not know; try a newer version");
+  LITE_TRY(check_sections(file, "open " + path));
   const Json* json = file.json().find("config");
   if (!json) return lite::corrupt("open ", path, ": its JSON block has no \"config\"");
   auto config = Config::parse(*json);

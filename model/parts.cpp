@@ -1,7 +1,5 @@
 #include "model/parts.h"
 
-#include <map>
-
 namespace dsv3 {
 
 PartBytes& PartBytes::operator+=(const PartBytes& other) {

@@ -30,6 +30,15 @@ inline bool is_known_section(std::string_view name) {
              std::end(kCheckpointFiles);
 }
 
+// Unsupported for a file with a section of another name; `what` begins the message.
+inline lite::Status check_sections(const lite::PackFile& file, std::string_view what) {
+  for (const std::string& name : file.section_names())
+    if (!is_known_section(name))
+      return lite::unsupported(what, ": it has a section \"", name,
+                               "\", which this version does not know; try a newer version");
+  return {};
+}
+
 // The section of a checkpoint's file, and the other way round: paths begin at the checkpoint's folder.
 inline std::string section_of_path(std::string_view path) {
   std::string name(path);

@@ -13,8 +13,7 @@ Template::~Template() = default;
 
 Result<Template> Template::parse(std::string_view source) {
   if (source.size() > kMaxSource)
-    return lite::unsupported("chat template: ", "got ", source.size(), " bytes, expected at most ",
-                             kMaxSource);
+    return lite::unsupported("chat template: got ", source.size(), " bytes, expected at most ", kMaxSource);
   Result<std::vector<Statement>> body = jinja::parse(source);
   if (!body.ok()) return body.status().in("chat template");
   return Template(std::move(*body));
