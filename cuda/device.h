@@ -115,10 +115,47 @@ __device__ inline float f32_of_bits(uint32_t bits) {
   return __uint_as_float(bits);
 }
 
+// Two values in a word, the first in its lower half.
+__device__ inline uint32_t bf16x2_of(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// ---- memory
+
 // 16 bytes at an address that is a multiple of 16.
 __device__ inline Words4 load16(const void* at) {
   const uint4 v = *static_cast<const uint4*>(at);
   return {{v.x, v.y, v.z, v.w}};
+}
+
+// Starts to copy 16 bytes to shared memory, between addresses that are multiples of 16. The copies started since the last
+// commit are a group; wait_copies<n>() returns when all of the thread's groups but the last n have arrived.
+__device__ inline void copy16_async(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+}
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int n>
+__device__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+
+// ---- products by the matrix unit
+
+// d += a b by a warp, sums in f32: a [16, 16] and b [16, 8] of bf16, d [16, 8]. A lane has, with g = lane / 4 and
+// i = lane % 4 * 2 (PTX ISA, mma.m16n8k16):
+//   a  rows g, g + 8, g, g + 8 by pairs of columns i, i, i + 8, i + 8
+//   b  column g by pairs of rows i, i + 8
+//   d  (g, i), (g, i + 1), (g + 8, i), (g + 8, i + 1)
+__device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // ---- launches

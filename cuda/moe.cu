@@ -2,67 +2,15 @@
 // pairs of one expert, and every task meets that expert's weights: nothing is read back to the host.
 #include <cstring>
 
-#include "cuda/matrix.h"
+#include "cuda/moe.h"
 #include "ggml-lite/carver.h"
 
 namespace lite::cuda {
-
-// One network as kernels read it (FfnWeights).
-struct Network {
-  Matrix gate, up, down;
-  Vector up_bias, down_bias;
-};
-
-// Networks of the slots, then of the shared expert if there is one; and the slot of every expert, or -1.
-struct MoeTable {
-  const Network* networks;
-  const int32_t* slot_of_expert;
-};
 
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kRows = 2;  // of `down`, of one warp
-
-struct Task {
-  int32_t network, first, n;  // pairs list[first, first + n) go through this network
-};
-
-// Pair t * (K + 1) + j is token t's j-th expert, j = K the shared one. Workspace of a node, sized for the largest step:
-struct Workspace {
-  Task* tasks;
-  int32_t *n_tasks, *list;
-  float *rounded, *hidden, *result;  // [T, d]; [pairs, width]; [pairs, d]
-  int64_t bytes;
-};
-
-// The sizes of a node, and where its step is.
-struct Layer {
-  const MoeTable* table;
-  Workspace w;
-  Values<float> x, weights, y;
-  Values<int32_t> ids;
-  Live live;
-  int64_t k, slots, width;  // slots: of routed experts held here; width: of the widest hidden row
-  bool shared, gated;
-  Rounding rounding;
-
-  __host__ __device__ int64_t networks() const { return slots + (shared ? 1 : 0); }
-  __host__ __device__ int64_t pairs(int64_t tokens) const { return tokens * (k + 1); }
-  __device__ int64_t token_of(int64_t pair) const { return pair / (k + 1); }
-  // The network of a pair, or -1: not held here.
-  __device__ int32_t network_of(int64_t pair) const {
-    const int64_t t = token_of(pair), j = pair % (k + 1);
-    if (j == k) return shared ? int32_t(slots) : -1;
-    return table->slot_of_expert[ids.row(t)[j]];
-  }
-  __device__ const float* input(const Matrix& m, int64_t t) const {
-    return rounds(m) ? w.rounded + t * x.n : x.row(t);
-  }
-  __device__ bool rounds(const Matrix& m) const {
-    return rounding != Rounding::None && m.dtype == DType::F8_E4M3;
-  }
-};
 
 int64_t width_of(const ExpertSet& set) {
   const int64_t routed = set.slots.empty() ? 0 : set.slots[0].up.shape[0];
@@ -78,14 +26,14 @@ const ExpertSet& experts_of(const Graph& g, const Node& n) {
   return g.experts[std::get<MoeParams>(n.params).experts];
 }
 
-Workspace workspace_of(const Graph& g, const Node& n, std::byte* memory) {
+MoeWorkspace workspace_of(const Graph& g, const Node& n, std::byte* memory) {
   const ExpertSet& set = experts_of(g, n);
   const int64_t tokens = g.tensor(n.in[0]).shape[0], d = g.tensor(n.in[0]).shape[1],
                 pairs = tokens * (g.tensor(n.in[1]).shape[1] + 1),
                 networks = int64_t(set.slots.size()) + (set.has_shared ? 1 : 0);
-  Workspace w;
+  MoeWorkspace w;
   Carver carve(memory);
-  w.tasks = carve.take<Task>(most_tasks(pairs, networks));
+  w.tasks = carve.take<MoeTask>(most_tasks(pairs, networks));
   w.n_tasks = carve.take<int32_t>(1);
   w.list = carve.take<int32_t>(pairs);
   w.rounded = carve.take<float>(std::get<MoeParams>(n.params).rounding == Rounding::None ? 0 : tokens * d);
@@ -96,7 +44,7 @@ Workspace workspace_of(const Graph& g, const Node& n, std::byte* memory) {
 }
 
 // One block: each thread counts the pairs of its networks, finds where they begin, and lists them in order.
-__global__ void sort_kernel(Layer l) {
+__global__ void sort_kernel(MoeLayer l) {
   const int networks = int(l.networks());
   const int64_t pairs = l.pairs(l.live.rows());
   int32_t* count = shared_memory<int32_t>();  // [networks]
@@ -120,13 +68,13 @@ __global__ void sort_kernel(Layer l) {
   }
 }
 
-__global__ void round_input_kernel(Layer l) {
+__global__ void round_input_kernel(MoeLayer l) {
   const int64_t t = block_x(), first = (int64_t(block_y()) * kWarps + warp()) * kRoundGroup;
   if (t < l.live.rows() && first < l.x.n)
     round_group(l.rounding, l.x.row(t), l.w.rounded + t * l.x.n, first, l.x.n);
 }
 
-__global__ void round_hidden_kernel(Layer l) {
+__global__ void round_hidden_kernel(MoeLayer l) {
   const int64_t pair = block_x(), first = (int64_t(block_y()) * kWarps + warp()) * kRoundGroup;
   if (pair >= l.pairs(l.live.rows())) return;
   const int32_t network = l.network_of(pair);
@@ -142,10 +90,10 @@ __device__ float activation(bool gated, float gate, float up) {
 }
 
 // hidden = silu(gate x) * up x, or gelu(up x + bias): a warp has one row of the task's network.
-__global__ void hidden_kernel(Layer l) {
+__global__ void hidden_kernel(MoeLayer l) {
   const int64_t i = int64_t(block_x()) * kWarps + warp();
   if (block_y() >= *l.w.n_tasks) return;
-  const Task task = l.w.tasks[block_y()];
+  const MoeTask task = l.w.tasks[block_y()];
   const Network& f = l.table->networks[task.network];
   if (i >= f.up.rows) return;
   const int64_t row[1] = {i};
@@ -168,10 +116,10 @@ __global__ void hidden_kernel(Layer l) {
 }
 
 // result = down hidden, or + bias.
-__global__ void down_kernel(Layer l) {
+__global__ void down_kernel(MoeLayer l) {
   const int64_t out = (int64_t(block_x()) * kWarps + warp()) * kRows, d = l.x.n;
   if (block_y() >= *l.w.n_tasks || out >= d) return;
-  const Task task = l.w.tasks[block_y()];
+  const MoeTask task = l.w.tasks[block_y()];
   const Network& f = l.table->networks[task.network];
   const int32_t* pairs = l.w.list + task.first;
   const float* from[kTogether];
@@ -192,7 +140,7 @@ __global__ void down_kernel(Layer l) {
 }
 
 // y = sum over k, in order, of w_k * result_k, then + the shared expert's.
-__global__ void sum_kernel(Layer l) {
+__global__ void sum_kernel(MoeLayer l) {
   const int64_t t = block_x(), i = int64_t(block_y()) * threads() + thread(), d = l.x.n;
   if (t >= l.live.rows() || i >= d) return;
   float sum = 0;
@@ -255,7 +203,7 @@ void write_moe_table(const ExpertSet& set, std::byte* to, const std::byte* devic
 
 void moe_ffn(const Graph& g, const Node& n, const Step& step) {
   const ExpertSet& set = experts_of(g, n);
-  Layer l = {};
+  MoeLayer l = {};
   l.table = step.moe;
   l.w = workspace_of(g, n, g.tensor(n.workspace).data);
   l.x = values_of<float>(g.tensor(n.in[0]));

@@ -31,6 +31,18 @@ struct Warp {
   Lane lane[2][kWarp];
 };
 
+// A copy that a thread has started; the group it belongs to.
+struct StartedCopy {
+  void* to;
+  const void* from;
+  int group;
+};
+// Of one thread.
+struct Copies {
+  std::deque<StartedCopy> started;
+  int groups = 0;
+};
+
 // The block that is running: a pool of fibers, kept from block to block.
 class Block {
  public:
@@ -39,6 +51,7 @@ class Block {
     next_ = finished_ = at_barrier_ = 0;
     warps_.resize(size_t(here.threads + kWarp - 1) / kWarp);
     for (Warp& w : warps_) w.arrived = 0;
+    copies_.assign(copies_.size(), {});
     start_fiber(&host_);
     if (finished_ != here.threads) fail("not all threads have finished");
   }
@@ -74,6 +87,11 @@ class Block {
     }
     wait_until([&] { return w.exchanges != mine; }, "in an exchange that not all lanes of the warp come to");
     return lanes;
+  }
+
+  Copies& copies() {
+    copies_.resize(size_t(here.threads));
+    return copies_[size_t(here.thread)];
   }
 
  private:
@@ -127,7 +145,8 @@ class Block {
   uint64_t barriers_ = 0;
   int64_t progress_ = 0;  // switches since anything happened that somebody may wait for
   std::vector<Warp> warps_;
-  Fiber host_;  // who called run()
+  std::vector<Copies> copies_;  // by thread, once one has started any
+  Fiber host_;                  // who called run()
   Fiber* running_ = nullptr;
   std::vector<std::unique_ptr<Fiber>> pool_;
   std::vector<Fiber*> idle_;
@@ -161,6 +180,23 @@ void meet_block() {
 
 const Lane* meet_warp(const float* value, int n, Exchange exchange) {
   return block.meet_warp(value, n, exchange);
+}
+
+void start_copy(void* to, const void* from) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 != 0)
+    fail("a copy of 16 bytes between addresses that are no multiples of 16");
+  Copies& mine = block.copies();
+  mine.started.push_back({to, from, mine.groups});
+}
+
+void commit_copies() {
+  ++block.copies().groups;
+}
+
+void wait_copies(int n) {
+  Copies& mine = block.copies();
+  for (; !mine.started.empty() && mine.started.front().group < mine.groups - n; mine.started.pop_front())
+    std::memcpy(mine.started.front().to, mine.started.front().from, 16);
 }
 
 void run_grid(int64_t x, int64_t y, int64_t z, int threads, int64_t shared_bytes,

@@ -33,6 +33,12 @@ enum class Exchange { Shuffle, Sum };
 // quarters, ... make them. Holds until the lane's next exchange.
 const Lane* meet_warp(const float* value, int n, Exchange exchange);
 
+// The calling thread's copies of 16 bytes: started, made a group with those since the last commit, and done when all groups but
+// the last n are waited for. Nothing arrives earlier.
+void start_copy(void* to, const void* from);
+void commit_copies();
+void wait_copies(int n);
+
 [[noreturn]] void fail(const char* what);
 
 }  // namespace lite::cuda::host

@@ -101,6 +101,37 @@ inline Words4 load16(const void* at) {
   return words;
 }
 
+inline uint32_t bf16x2_of(float first, float second) {
+  return uint32_t(bf16_of(second)) << 16 | bf16_of(first);
+}
+
+inline void copy16_async(void* shared, const void* global) {
+  host::start_copy(shared, global);
+}
+inline void commit_copies() {
+  host::commit_copies();
+}
+template <int n>
+void wait_copies() {
+  host::wait_copies(n);
+}
+
+inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  float words[6];
+  std::memcpy(words, a, sizeof a);
+  std::memcpy(words + 4, b, sizeof b);
+  const host::Lane* lanes = host::meet_warp(words, 6, host::Exchange::Shuffle);
+  // Element (row, column) of a and of b.
+  const auto half = [&](int lane, int word, int upper) {
+    return f32_of_bf16(uint16_t(bits_of(lanes[lane].value[word]) >> 16 * upper));
+  };
+  const auto of_a = [&](int row, int k) { return half(row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2, k % 2); };
+  const auto of_b = [&](int k, int column) { return half(column * 4 + k % 8 / 2, 4 + k / 8, k % 2); };
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 16; ++k)
+      d[i] += of_a(thread() % kWarp / 4 + i / 2 * 8, k) * of_b(k, thread() % 4 * 2 + i % 2);
+}
+
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream& stream, const A&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;

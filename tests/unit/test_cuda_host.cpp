@@ -29,6 +29,35 @@ __global__ void exchange(float* sums, int* partners) {
   sums[cuda::thread()] += value[1];
 }
 
+// c [16, 8] = a [16, 16] b [16, 8], elements of a and b rounded to bf16 on the way.
+__global__ void product(const float* a, const float* b, float* c) {
+  const int g = cuda::thread() / 4, i = cuda::thread() % 4 * 2;
+  uint32_t of_a[4], of_b[2];
+  for (int k = 0; k < 4; ++k) {
+    const float* at = a + (g + k % 2 * 8) * 16 + i + k / 2 * 8;
+    of_a[k] = cuda::bf16x2_of(at[0], at[1]);
+  }
+  for (int k = 0; k < 2; ++k) of_b[k] = cuda::bf16x2_of(b[(i + k * 8) * 8 + g], b[(i + k * 8 + 1) * 8 + g]);
+  float d[4] = {};
+  cuda::multiply(d, of_a, of_b);
+  for (int k = 0; k < 4; ++k) c[(g + k / 2 * 8) * 8 + i + k % 2] = d[k];
+}
+
+// Each thread reads what its two copies have brought so far: after the first has been waited for, and after both.
+__global__ void copies(const int* from, int* to) {
+  int* const place = cuda::shared_memory<int>() + cuda::thread() * 8;
+  for (int i = 0; i < 8; ++i) place[i] = -1;
+  for (int i = 0; i < 2; ++i) {
+    cuda::copy16_async(place + 4 * i, from + cuda::thread() * 8 + 4 * i);
+    cuda::commit_copies();
+  }
+  int* const out = to + cuda::thread() * 3;
+  cuda::wait_copies<1>();
+  out[0] = place[3], out[1] = place[7];
+  cuda::wait_copies<0>();
+  out[2] = place[7];
+}
+
 __global__ void add_one(int* value) {
   *value += cuda::thread() == 0;
 }
@@ -60,6 +89,35 @@ TEST_CASE("kernels on the host: exchanges of a warp") {
     const int more = i / 32;  // sums of equal values
     CHECK(sums[i] == float(std::pow(32, more) * (31 * 32 / 2) + std::pow(32, more + 1)));
     CHECK(partners[i] == (i ^ 5));
+  }
+}
+
+TEST_CASE("kernels on the host: a product of the matrix unit") {
+  cuda::Stream stream = make_stream();
+  test::Rng rng(61);
+  std::vector<float> a(16 * 16), b(16 * 8), c(16 * 8);
+  for (std::vector<float>* v : {&a, &b})
+    for (float& x : *v) x = f32_from_bf16(bf16_from_f32(float(rng.uniform())));
+  cuda::launch(product, {}, 32, 0, stream, a.data(), b.data(), c.data());
+  CHECK(stream.wait().ok());
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      double sum = 0;
+      for (int k = 0; k < 16; ++k) sum += double(a[row * 16 + k]) * b[k * 8 + column];
+      REQUIRE(std::fabs(c[row * 8 + column] - sum) < 1e-5);
+    }
+}
+
+TEST_CASE("kernels on the host: copies arrive when they are waited for, not before") {
+  cuda::Stream stream = make_stream();
+  std::vector<int> from(64 * 8), to(64 * 3);
+  for (int i = 0; i < int(from.size()); ++i) from[i] = i;
+  cuda::launch(copies, {}, 64, int64_t(from.size() * sizeof(int)), stream, from.data(), to.data());
+  CHECK(stream.wait().ok());
+  for (int i = 0; i < 64; ++i) {
+    CHECK(to[3 * i] == 8 * i + 3);
+    CHECK(to[3 * i + 1] == -1);
+    CHECK(to[3 * i + 2] == 8 * i + 7);
   }
 }
 
