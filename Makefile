@@ -2,8 +2,9 @@
 # make test    install what is missing, build it also under sanitizers, run every test
 # make fuzz    throw changed files at every parser, SECONDS=60 each, or RUNS=N with a fixed seed
 # make install [PREFIX=/usr/local] [DESTDIR=]
+# make gpu-check   on a machine with a GPU: build for it, test on it, measure it; build/gpu/report.md
 # make         build into build/bin; CUDA=ON: with the CUDA backend, [ARCHITECTURES="80;90"] its GPUs
-.PHONY: all setup demo test release configure install cuda-kernels sanitize fuzz tsan accuracy format clean
+.PHONY: all setup demo test release configure install cuda-kernels gpu-check sanitize fuzz tsan accuracy format clean
 
 JOBS ?= $(shell nproc)
 CMAKE_BUILD = cmake --build $(1) -j $(JOBS)
@@ -31,6 +32,9 @@ install: release
 cuda-kernels:
 	cmake -S . -B build/cuda -DDSV3_CUDA=ON $(ARCHITECTURE_OPTION) -DDSV3_TESTS=OFF
 	$(call CMAKE_BUILD,build/cuda) --target dsv3_cuda
+
+gpu-check:
+	@python3 scripts/gpu_check.py
 
 # The same sources by another compiler, every warning an error, under the address and undefined-behaviour sanitizers.
 sanitize:

@@ -631,6 +631,10 @@ typedef struct dsv3_ceilings {
   double read_GBps;     /* reading memory */
   double f32_GFLOPS;    /* f32 multiply-adds, two operations each */
   double matrix_GFLOPS; /* those of the widest bf16 arithmetic that prompts use; f32_GFLOPS without one */
+  double
+      gpu_copy_GBps; /* of the model's slowest GPU: its memory, read and written by copying; 0 without GPUs */
+  double gpu_matrix_GFLOPS; /* bf16 multiply-adds of its matrix units, as prompts give them (mma.sync) */
+  double link_GBps;         /* from the host's pinned memory to it */
 } dsv3_ceilings;
 
 /* Takes 512 MiB until it is freed. n_threads 0: the physical cores. OUT_OF_MEMORY. The model may be closed before it is
@@ -640,6 +644,19 @@ DSV3_API dsv3_status dsv3_meter_new(const dsv3_model* model, int32_t n_threads, 
 DSV3_API dsv3_status dsv3_meter_measure(dsv3_meter* meter, dsv3_ceilings* ceilings);
 /* One thread, as the last to use it. */
 DSV3_API void dsv3_meter_free(dsv3_meter* meter);
+
+/* The least that a token of one sequence takes when every device reaches its ceiling, as in dsv3_plan_json's
+ * tokens_per_second. */
+typedef struct dsv3_bound {
+  uint32_t struct_size; /* set by the caller */
+  double seconds;
+  double bytes; /* of weights and cached rows that are read, on all devices */
+} dsv3_bound;
+
+/* For a session with `context` cached tokens. INVALID_ARGUMENT for ceilings that the session needs and that are not above
+ * 0. One thread. */
+DSV3_API dsv3_status dsv3_session_bound(const dsv3_session* session, int64_t context,
+                                        const dsv3_ceilings* ceilings, dsv3_bound* bound);
 
 /* ---- expert load ------------------------------------------------------------------------------------------ */
 

@@ -31,8 +31,9 @@ lite::Status read_gpu(const std::string& backend, Device* device) {
     if (error != std::errc() || at != end)
       return lite::invalid_argument("expected cuda, or cuda:N with the number of a GPU");
   }
-  device->gpus.push_back([number] { return lite::make_cuda_backend(number); });
-  return device->gpus[0]().status();
+  device->gpus.push_back({[number] { return lite::make_cuda_backend(number); },
+                          [number] { return lite::make_cuda_meter(number); }});
+  return device->gpus[0].backend().status();
 }
 lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
   return lite::make_cuda_planner();
@@ -81,7 +82,7 @@ bool plans_exactly() {
 Device planning_device(int gpus) {
   Device device;
   device.isa = lite::best_isa();
-  device.gpus.assign(size_t(gpus), make_planner);
+  device.gpus.assign(size_t(gpus), {make_planner, nullptr});
   return device;
 }
 

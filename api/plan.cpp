@@ -8,10 +8,8 @@
 #include "ggml-lite/cpu/ceilings.h"
 #include "ggml-lite/machine.h"
 #include "ggml-lite/pack.h"
-#include "model/speed.h"
 
 using namespace dsv3::api;
-using dsv3::Parts;
 using dsv3::Placement;
 using dsv3::Result;
 using dsv3::Role;
@@ -43,8 +41,9 @@ Result<Bandwidth> bandwidth(const char* name, double given, double assumed) {
 Result<Bandwidth> host_bandwidth(double given, int n_threads) {
   LITE_ASSIGN(Bandwidth host, bandwidth("host_GBps", given, 0));
   if (given > 0) return host;
-  LITE_ASSIGN(const auto meter, lite::CeilingMeter::create(n_threads, lite::best_isa()));
-  return Bandwidth{meter->measure().read_GBps, "measured"};
+  LITE_ASSIGN(const auto meter, lite::make_cpu_meter(n_threads, lite::best_isa()));
+  LITE_ASSIGN(const lite::Ceilings ceilings, meter->measure());
+  return Bandwidth{ceilings.read_GBps, "measured"};
 }
 
 // Equal consecutive layers become one line.
@@ -89,7 +88,7 @@ class PartLines {
   std::vector<Line> lines_;
 };
 
-Json part_lines(const dsv3::Config& c, const Parts& parts, const dsv3::SessionPlan& plan, bool mtp) {
+Json part_lines(const dsv3::Config& c, const dsv3::SessionPlan& plan, bool mtp) {
   const Placement& p = plan.placement;
   const int layers = int(mtp ? c.layers.size() : size_t(c.num_hidden_layers));
   const std::pair<int, int> all(0, -1);
@@ -99,7 +98,7 @@ Json part_lines(const dsv3::Config& c, const Parts& parts, const dsv3::SessionPl
   };
   const auto add = [&](int layer, Role role) {
     const int device = p.device(layer, role);
-    lines.add(role, role_name(role), layer, all, device, bytes_of(parts.of(layer, role), device));
+    lines.add(role, role_name(role), layer, all, device, bytes_of(plan.parts.of(layer, role), device));
   };
   const auto add_experts = [&](int layer) {
     const int n = int(c.layers[size_t(layer)].n_routed_experts);
@@ -107,7 +106,7 @@ Json part_lines(const dsv3::Config& c, const Parts& parts, const dsv3::SessionPl
       const int device = p.expert_device(layer, first);
       int64_t bytes = 0;
       for (e = first; e < n && p.expert_device(layer, e) == device; ++e)
-        bytes += bytes_of(parts.expert(layer, e), device);
+        bytes += bytes_of(plan.parts.expert(layer, e), device);
       const bool whole = first == 0 && e == n;
       lines.add(Role::RoutedExperts, role_name(Role::RoutedExperts), layer,
                 whole ? all : std::pair(first, e - 1), device, bytes);
@@ -161,11 +160,8 @@ Result<std::string> make_plan(const std::string& path, const dsv3_plan_options& 
   LITE_ASSIGN(const Bandwidth link, bandwidth("pcie_GBps", o.pcie_GBps, kAssumedLink));
   std::vector<double> bytes_per_second(plan.memory.size(), 1e9 * gpu.GBps);
   bytes_per_second[0] = 1e9 * host.GBps;
-  const dsv3::Config& config = m.model->config();
-  const Parts parts(*m.model);
   const auto speed = [&](int64_t context) {
-    return decode_speed(config, parts, plan.placement,
-                        {options.mtp, context, options.kv, bytes_per_second, 1e9 * link.GBps});
+    return planned->decode_speed(context, bytes_per_second, 1e9 * link.GBps);
   };
   const dsv3::DecodeSpeed empty = speed(0), full = speed(options.context);
 
@@ -191,7 +187,7 @@ Result<std::string> make_plan(const std::string& path, const dsv3_plan_options& 
   all.set("context", int64_t(options.context));
   all.set("mtp", options.mtp);
   all.set("devices", std::move(devices));
-  all.set("parts", part_lines(config, parts, plan, options.mtp));
+  all.set("parts", part_lines(m.model->config(), plan, options.mtp));
   all.set("crossed_per_token", int64_t(empty.crossed));
   all.set("pcie_GBps", link.GBps);
   all.set("pcie_GBps_from", link.from);

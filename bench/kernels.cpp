@@ -1,10 +1,9 @@
 // Benchmarks of single ops with the shapes of DeepSeek-V3 and V2-Lite, each against the ceiling of the same moment:
-//   bench-kernels [-t THREADS] [--isa PATH] [--rounds N] [--only TEXT]
-// Weights rotate through more than 1 GiB, so that no cache helps. A line is the median over the rounds.
+//   bench-kernels [-t THREADS] [--isa PATH] [--gpu N] [--rounds N] [--only TEXT]
+// Weights rotate through more than 1 GiB, on a GPU 4 GiB, so that no cache helps. A line is the median over the rounds.
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
-#include <deque>
 #include <string>
 #include <vector>
 
@@ -19,12 +18,16 @@
 #include "ggml-lite/plan.h"
 #include "ggml-lite/scheduler.h"
 
+#ifdef DSV3_CUDA
+#include "cuda/cuda.h"
+#endif
+
 namespace {
 
 using namespace lite;
 
 struct Options {
-  int threads = 0, rounds = 20;
+  int threads = 0, rounds = 20, gpu = -1;  // -1: the host
   std::string isa = "auto", only;
 };
 
@@ -49,37 +52,71 @@ double now() {
   return double(t.tv_sec) + double(t.tv_nsec) * 1e-9;
 }
 
-// FP8 matrices with 128x128 scales, one after the other in memory of more than 1 GiB, then from its beginning again.
+// What is measured, and the host, which is always device 0 and feeds a GPU its inputs.
+struct Devices {
+  std::vector<std::unique_ptr<Backend>> backends;
+  std::unique_ptr<Meter> meter;
+
+  explicit Devices(const Options& o, Isa isa) {
+    backends.push_back(make_cpu_backend({o.threads, isa}));
+    if (o.gpu < 0) {
+      meter = must(make_cpu_meter(o.threads, isa));
+      return;
+    }
+#ifdef DSV3_CUDA
+    backends.push_back(must(make_cuda_backend(o.gpu)));
+    meter = must(make_cuda_meter(o.gpu));
+#else
+    must(unsupported("--gpu: this build has no CUDA backend"));
+#endif
+  }
+  int number() const {
+    return int(backends.size()) - 1;
+  }
+  Backend& backend() const {
+    return *backends.back();
+  }
+
+  // A copy in the device's memory.
+  Buffer copy(const void* data, int64_t bytes) const {
+    Buffer memory = must(backend().allocate(bytes));
+    must(backend().copy(memory.get(), static_cast<const std::byte*>(data), bytes));
+    return memory;
+  }
+};
+
+// FP8 matrices with 128x128 scales, one after the other in more memory than caches hold, then from its beginning again.
 class Weights {
  public:
-  static constexpr int64_t kBytes = (int64_t(1) << 30) + (int64_t(256) << 20);
-
-  explicit Weights(int threads) : memory_(must(allocate_host(kBytes))) {
-    uint64_t* const words = reinterpret_cast<uint64_t*>(memory_.get());
+  explicit Weights(const Devices& devices, int threads)
+      : bytes_(devices.number() ? int64_t(4) << 30 : (int64_t(1) << 30) + (int64_t(256) << 20)),
+        memory_(must(devices.backend().allocate(bytes_))),
+        scales_(devices.copy(std::vector<float>(1 << 20, 0.01f).data(), int64_t(4) << 20)) {
+    std::vector<uint64_t> words(1 << 23);
+    for (int64_t at = 0; at < bytes_; at += int64_t(words.size()) * 8) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < kBytes / 8; ++i)  // codes below 1.0 of any sign: bit 6 is off
-      words[i] = (uint64_t(i) * 0x9E3779B97F4A7C15u ^ uint64_t(i) >> 7) & 0xBFBFBFBFBFBFBFBFu;
-    scales_.assign(1 << 20, 0.01f);
+      for (size_t i = 0; i < words.size(); ++i)  // codes below 1.0 of any sign: bit 6 is off
+        words[i] = ((uint64_t(at) + i) * 0x9E3779B97F4A7C15u ^ (uint64_t(at) + i) >> 7) & 0xBFBFBFBFBFBFBFBFu;
+      must(devices.backend().copy(memory_.get() + at, reinterpret_cast<const std::byte*>(words.data()),
+                                  std::min(bytes_ - at, int64_t(words.size()) * 8)));
+    }
+  }
+  int64_t bytes() const {
+    return bytes_;
   }
 
   Tensor matrix(int64_t rows, int64_t cols) {
-    if (next_ + rows * cols > kBytes) next_ = 0;
+    if (next_ + rows * cols > bytes_) next_ = 0;
     Tensor t = Tensor::of(DType::F8_E4M3, {rows, cols});
     t.data = memory_.get() + next_;
     next_ = round_up(next_ + rows * cols, 4096);
-    t.scale = {reinterpret_cast<const std::byte*>(scales_.data()),
-               DType::F32,
-               128,
-               128,
-               ceil_div(cols, 128) * 4,
-               0,
-               0};
+    t.scale = {scales_.get(), DType::F32, 128, 128, ceil_div(cols, 128) * 4, 0, 0};
     return t;
   }
 
  private:
-  Buffer memory_;
-  std::vector<float> scales_;
+  int64_t bytes_;
+  Buffer memory_, scales_;
   int64_t next_ = 0;
 };
 
@@ -90,10 +127,10 @@ struct Work {
 // One graph, run again and again between two measurements of the ceilings.
 class Bench {
  public:
-  Bench(const Options& o, Isa isa)
-      : o_(o),
-        backend_(make_cpu_backend({o.threads, isa})),
-        meter_(must(CeilingMeter::create(o.threads, isa))) {}
+  Bench(const Options& o, const Devices& devices) : o_(o), devices_(devices) {}
+
+  // Weights of one run of products, and cached rows of one of attention: as many matrices or streams; at least one.
+  int64_t decode_bytes = 0, prompt_bytes = 0, cache_bytes = 0;
 
   template <class Build>
   void run(const std::string& name, const StepLimits& limits, int64_t tokens, int64_t length, Phase phase,
@@ -103,12 +140,16 @@ class Bench {
     Builder b(&graph);
     const StepInputs in = b.step_inputs(limits);
     streams_.clear();
-    const Work work = build(b, in, *this);
+    kept_.clear();
+    b.set_device(devices_.number());
+    const Work work = build(b, in);
     must(b.status());
-    Backend* const backends[] = {backend_.get()};
+    std::vector<Backend*> backends;
+    for (const auto& backend : devices_.backends) backends.push_back(backend.get());
     const Plan plan = must(make_plan(&graph, backends));
-    const Buffer arena = must(backend_->allocate(plan.arena_bytes[0]));
-    std::byte* const arenas[] = {arena.get()};
+    const std::vector<Buffer> memory = must(allocate_arenas(plan.arena_bytes, backends));
+    std::vector<std::byte*> arenas;
+    for (const Buffer& arena : memory) arenas.push_back(arena.get());
     std::vector<std::byte*> streams;
     for (const Buffer& s : streams_) streams.push_back(s.get());
     lite::bind(&graph, plan, arenas, streams);
@@ -126,7 +167,7 @@ class Bench {
     const std::atomic<bool> cancel = false;
     std::vector<double> read, matrix, seconds;
     for (int round = 0; round <= o_.rounds; ++round) {
-      const Ceilings before = meter_->measure();
+      const Ceilings before = must(devices_.meter->measure());
       const double start = now();
       int runs = 0;
       do {
@@ -134,7 +175,7 @@ class Bench {
         ++runs;
       } while (now() - start < 0.05);
       const double t = (now() - start) / runs;
-      const Ceilings after = meter_->measure();
+      const Ceilings after = must(devices_.meter->measure());
       if (round == 0) continue;
       seconds.push_back(t);
       read.push_back(work.bytes / t / 1e9 / ((before.read_GBps + after.read_GBps) / 2));
@@ -149,8 +190,20 @@ class Bench {
   }
 
   Var stream(Builder& b, int64_t width, int64_t rows) {
-    streams_.push_back(must(backend_->allocate(rows * width * 2)));
-    return b.stream(int32_t(streams_.size()) - 1, {"cache", DType::BF16, width, 0});
+    streams_.push_back(must(devices_.backend().allocate(rows * width * 2)));
+    return b.stream(int32_t(streams_.size()) - 1, {"cache", DType::BF16, width, devices_.number()});
+  }
+  // [m, n], one row for each token.
+  Var rows(Builder& b, const StepInputs& in, const std::vector<float>& values, int64_t m, int64_t n) {
+    kept_.push_back(devices_.copy(values.data(), m * n * int64_t(sizeof(float))));
+    Tensor t = Tensor::of(DType::F32, {m, n});
+    t.data = kept_.back().get();
+    return b.embed(b.weight(t), in.ids);
+  }
+  Var activation(Builder& b, const StepInputs& in, int64_t m, int64_t n) {
+    std::vector<float> values(size_t(m * n));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = float(int(i * 7 % 13) - 6) / 6;
+    return rows(b, in, values, m, n);
   }
 
  private:
@@ -160,19 +213,9 @@ class Bench {
   }
 
   const Options& o_;
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<CeilingMeter> meter_;
-  std::vector<Buffer> streams_;
+  const Devices& devices_;
+  std::vector<Buffer> streams_, kept_;  // of the running line
 };
-
-// An activation [m, n].
-Var activation(Builder& b, const StepInputs& in, int64_t m, int64_t n, std::deque<std::vector<float>>* kept) {
-  std::vector<float>& values = kept->emplace_back(size_t(m * n));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = float(int(i * 7 % 13) - 6) / 6;
-  Tensor t = Tensor::of(DType::F32, {m, n});
-  t.data = reinterpret_cast<std::byte*>(values.data());
-  return b.embed(b.weight(t), in.ids);
-}
 
 struct Shape {
   int64_t out, in;
@@ -181,18 +224,16 @@ struct Shape {
 void linears(Bench& bench, Weights& weights, const char* what, const std::vector<Shape>& shapes,
              const std::vector<int64_t>& tokens, Phase phase) {
   for (const Shape& s : shapes)
-    for (const int64_t m : tokens) {
-      std::deque<std::vector<float>> kept;
+    for (const int64_t m : tokens)
       bench.run(str(what, " ", s.out, "x", s.in, ", ", m, " tokens"), {m, 1, 1, 1}, m, m, phase,
-                [&](Builder& b, const StepInputs& in, Bench&) {
-                  const Var x = activation(b, in, m, s.in, &kept);
-                  // Different matrices for about a tenth of the memory, so that a run is long and the next one cold.
-                  const int64_t n =
-                      phase == kPrompt ? 1 : std::max<int64_t>(1, Weights::kBytes / 10 / (s.out * s.in));
+                [&](Builder& b, const StepInputs& in) {
+                  const Var x = bench.activation(b, in, m, s.in);
+                  // Different matrices for some of the memory, so that a run is long and the next one cold.
+                  const int64_t n = std::max<int64_t>(
+                      1, (phase == kPrompt ? bench.prompt_bytes : bench.decode_bytes) / (s.out * s.in));
                   for (int64_t i = 0; i < n; ++i) b.linear(x, b.weight(weights.matrix(s.out, s.in)));
                   return Work{double(n) * double(s.out * s.in), 2.0 * double(n * m) * double(s.out * s.in)};
                 });
-    }
 }
 
 struct MoeShape {
@@ -202,24 +243,21 @@ struct MoeShape {
 
 void experts(Bench& bench, Weights& weights, const MoeShape& s, const std::vector<int64_t>& tokens,
              Phase phase) {
-  for (const int64_t m : tokens) {
-    std::deque<std::vector<float>> kept;
+  for (const int64_t m : tokens)
     bench.run(
         str("MoE ", s.name, ", ", m, " tokens"), {m, 1, 1, 1}, m, m, phase,
-        [&](Builder& b, const StepInputs& in, Bench&) {
-          const Var x = activation(b, in, m, s.d, &kept);
+        [&](Builder& b, const StepInputs& in) {
+          const Var x = bench.activation(b, in, m, s.d);
           // Router logits that send a token to k experts by a stride prime to their number.
           std::vector<bool> used(size_t(s.experts));
-          kept.emplace_back(size_t(m * s.experts), 0.0f);
+          std::vector<float> logits(size_t(m * s.experts), 0.0f);
           for (int64_t t = 0; t < m; ++t)
             for (int64_t j = 0; j < s.k; ++j) {
               const int64_t e = (t * 29 + j * 11) % s.experts;
-              kept.back()[size_t(t * s.experts + e)] = 1;
+              logits[size_t(t * s.experts + e)] = 1;
               used[size_t(e)] = true;
             }
-          Tensor logits = Tensor::of(DType::F32, {m, s.experts});
-          logits.data = reinterpret_cast<std::byte*>(kept.back().data());
-          const auto [ids, shares] = b.route(b.embed(b.weight(logits), in.ids), Var::none(),
+          const auto [ids, shares] = b.route(bench.rows(b, in, logits, m, s.experts), Var::none(),
                                              {Scoring::Softmax, GroupScore::None, 1, 1, s.k, true, 1});
           const auto network = [&](int64_t width) {
             return FfnWeights{
@@ -237,44 +275,77 @@ void experts(Bench& bench, Weights& weights, const MoeShape& s, const std::vecto
           const double one = 3.0 * double(s.d * s.width);
           return Work{active * one, 2 * double(m) * double(s.k + s.shared) * one};
         });
-  }
 }
+
+// Heads of DeepSeek-V3's geometry.
+constexpr int64_t kLatent = 512, kNope = 128, kRope = 64, kValue = 128;
 
 void absorbed(Bench& bench, int64_t heads, const std::vector<int64_t>& lengths) {
   for (const int64_t length : lengths) {
-    std::deque<std::vector<float>> kept;
-    const int64_t blocks = ceil_div(length, kBlockRows);
+    const int64_t blocks = ceil_div(length, kBlockRows), bytes = length * (kLatent + kRope) * 2;
     bench.run(str("MLA absorbed, ", heads, " heads, ", length, " positions"), {1, 1, blocks, 1}, 1, length,
-              kDecode, [&](Builder& b, const StepInputs& in, Bench& owner) {
-                constexpr int64_t r = 512, dr = 64;
-                const Var q = b.view(activation(b, in, 1, heads * r, &kept), {1, heads, r});
-                const Var rope = b.view(activation(b, in, 1, heads * dr, &kept), {1, heads, dr});
-                b.attention_latent(q, rope, owner.stream(b, r + dr, blocks * kBlockRows), in, 0.1f, length);
-                return Work{double(length * (r + dr) * 2), 2.0 * double(heads * length * (2 * r + dr))};
+              kDecode, [&](Builder& b, const StepInputs& in) {
+                const Var q = b.view(bench.activation(b, in, 1, heads * kLatent), {1, heads, kLatent});
+                const Var rope = b.view(bench.activation(b, in, 1, heads * kRope), {1, heads, kRope});
+                const int64_t n = std::max<int64_t>(1, bench.cache_bytes / bytes);
+                for (int64_t i = 0; i < n; ++i)
+                  b.attention_latent(q, rope, bench.stream(b, kLatent + kRope, blocks * kBlockRows), in, 0.1f,
+                                     length);
+                return Work{double(n * bytes), 2.0 * double(n * heads * length * (2 * kLatent + kRope))};
               });
   }
+}
+
+void expanded(Bench& bench, Weights& weights, int64_t heads, const std::vector<int64_t>& tokens) {
+  for (const int64_t m : tokens)
+    bench.run(str("MLA expanded, ", heads, " heads, ", m, " tokens"), {m, 1, ceil_div(m, kBlockRows), 1}, m,
+              m, kPrompt, [&](Builder& b, const StepInputs& in) {
+                const Var q = b.view(bench.activation(b, in, m, heads * kNope), {m, heads, kNope});
+                const Var rope = b.view(bench.activation(b, in, m, heads * kRope), {m, heads, kRope});
+                const Var cache = bench.stream(b, kLatent + kRope, round_up(m, kBlockRows));
+                const Tensor kv_b = weights.matrix(heads * (kNope + kValue), kLatent);
+                b.attention_expanded(q, rope, b.weight(kv_b), cache, in, 0.1f, m);
+                // Keys and values of every position, then half of the pairs.
+                const double expansion = 2.0 * double(m * heads * (kNope + kValue) * kLatent),
+                             pairs =
+                                 double(m) * double(m + 1) / 2 * double(heads) * 2 * (kNope + kRope + kValue);
+                return Work{double(m * (kLatent + kRope) * 2), expansion + pairs};
+              });
 }
 
 void run(Options o) {
   if (o.threads == 0) o.threads = int(core_processors().size());
   const Isa isa = o.isa == "auto" ? best_isa() : must(isa_from_name(o.isa));
   if (!isa_usable(isa)) must(unsupported("this machine has no ", o.isa));
+  const Devices devices(o, isa);
+  const bool gpu = devices.number() > 0;
+  const Ceilings c = must(devices.meter->measure());
   std::printf(
-      "%d threads, path %s; shares of ceilings measured before and after each round; medians of %d rounds\n\n"
+      "%s, %d threads of path %s; %.1f GB/s, %.3f TFLOPS f32, %.3f TFLOPS bf16 at the beginning; shares are "
+      "of "
+      "ceilings measured before and after each round, a line is a median of %d rounds\n\n"
       "| work | us | GB/s | of read | TFLOPS | of products |\n|---|---|---|---|---|---|\n",
-      o.threads, isa_name(isa), o.rounds);
-  Bench bench(o, isa);
-  Weights weights(o.threads);
+      devices.backend().name().c_str(), o.threads, isa_name(isa), c.read_GBps, c.f32_GFLOPS / 1e3,
+      c.matrix_GFLOPS / 1e3, o.rounds);
+  Weights weights(devices, o.threads);
+  Bench bench(o, devices);
+  bench.decode_bytes = weights.bytes() / (gpu ? 2 : 10);
+  if (gpu) bench.prompt_bytes = bench.cache_bytes = int64_t(256) << 20;
+
   const std::vector<Shape> v3 = {{2048, 7168}, {7168, 2048}, {24576, 1536}, {7168, 16384}, {512, 32768}};
   linears(bench, weights, "FP8 GEMV", v3, {1, 2, 4, 8}, kDecode);
-  linears(bench, weights, "FP8 GEMM", {{2048, 7168}, {7168, 2048}}, {16, 64, 256, 512, 2048}, kPrompt);
+  const std::vector<int64_t> rows =
+      gpu ? std::vector<int64_t>{64, 512, 4096} : std::vector<int64_t>{16, 64, 256, 512, 2048};
+  linears(bench, weights, "FP8 GEMM", {{2048, 7168}, {7168, 2048}}, rows, kPrompt);
+  if (gpu) linears(bench, weights, "FP8 GEMM", {{24576, 1536}, {7168, 16384}}, rows, kPrompt);
   const MoeShape lite = {"V2-Lite", 2048, 1408, 64, 6, 2}, large = {"V3 (24 experts)", 7168, 2048, 24, 8, 1};
   for (const MoeShape& s : {lite, large}) {
     experts(bench, weights, s, {1, 4}, kDecode);
-    experts(bench, weights, s, {128, 512, 2048}, kPrompt);
+    experts(bench, weights, s, gpu ? rows : std::vector<int64_t>{128, 512, 2048}, kPrompt);
   }
   absorbed(bench, 16, {1024, 4096, 32768});
-  absorbed(bench, 128, {1024, 4096});
+  absorbed(bench, 128, gpu ? std::vector<int64_t>{1024, 4096, 32768} : std::vector<int64_t>{1024, 4096});
+  expanded(bench, weights, gpu ? 128 : 16, gpu ? std::vector<int64_t>{512, 4096} : std::vector<int64_t>{512});
 }
 
 }  // namespace
@@ -284,6 +355,7 @@ int main(int argc, char** argv) {
   CLI::App program("Benchmarks of single ops against the ceilings of the same moment");
   program.add_option("-t,--threads", o.threads, "threads (default: the physical cores)");
   program.add_option("--isa", o.isa, "instruction-set path")->capture_default_str();
+  program.add_option("--gpu", o.gpu, "the GPU of this number instead of the host");
   program.add_option("--rounds", o.rounds, "rounds of each line")->capture_default_str();
   program.add_option("--only", o.only, "only lines whose name contains this");
   CLI11_PARSE(program, argc, argv);

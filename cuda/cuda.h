@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "ggml-lite/backend.h"
+#include "ggml-lite/meter.h"
 
 namespace lite {
 
@@ -13,5 +14,8 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(int device);
 
 // What it would accept and take, on a machine without a GPU: only check() and workspace_bytes() do anything.
 std::unique_ptr<Backend> make_cuda_planner();
+
+// Its ceilings. Takes 512 MiB of its memory and 64 MiB of the host's. Errors: those above, and OutOfMemory.
+Result<std::unique_ptr<Meter>> make_cuda_meter(int device);
 
 }  // namespace lite

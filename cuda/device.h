@@ -129,6 +129,10 @@ __device__ inline Words4 load16(const void* at) {
   return {{v.x, v.y, v.z, v.w}};
 }
 
+__device__ inline void store16(void* at, const Words4& words) {
+  *static_cast<uint4*>(at) = {words.word[0], words.word[1], words.word[2], words.word[3]};
+}
+
 // Starts to copy 16 bytes to shared memory, between addresses that are multiples of 16. The copies started since the last
 // commit are a group; wait_copies<n>() returns when all of the thread's groups but the last n have arrived.
 __device__ inline void copy16_async(void* shared, const void* global) {

@@ -16,9 +16,9 @@ lite::Result<std::vector<std::unique_ptr<lite::Backend>>> make_backends(const De
     backends.push_back(lite::make_ref_backend(n_threads));
   else
     backends.push_back(lite::make_cpu_backend({n_threads, device.isa, exact}));
-  for (const auto& make : device.gpus) {
-    LITE_ASSIGN(std::unique_ptr<lite::Backend> gpu, make());
-    backends.push_back(std::move(gpu));
+  for (const Gpu& gpu : device.gpus) {
+    LITE_ASSIGN(std::unique_ptr<lite::Backend> backend, gpu.backend());
+    backends.push_back(std::move(backend));
   }
   return backends;
 }

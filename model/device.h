@@ -7,14 +7,20 @@
 
 #include "ggml-lite/backend.h"
 #include "ggml-lite/cpu/isa.h"
+#include "ggml-lite/meter.h"
 
 namespace dsv3 {
+
+// Makes what works with one GPU.
+struct Gpu {
+  std::function<lite::Result<std::unique_ptr<lite::Backend>>()> backend;
+  std::function<lite::Result<std::unique_ptr<lite::Meter>>()> meter;
+};
 
 struct Device {
   bool reference = false;
   lite::Isa isa = lite::Isa::Portable;
-  // Each makes the backend of a GPU.
-  std::vector<std::function<lite::Result<std::unique_ptr<lite::Backend>>()>> gpus;
+  std::vector<Gpu> gpus;
 };
 
 // What decides the bits of the host's part: "ref", or the instruction-set path.

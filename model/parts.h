@@ -19,6 +19,7 @@ struct PartBytes {
 // A multi-token-prediction layer's own embedding and head are parts of that layer with roles Embed and Head.
 class Parts {
  public:
+  Parts() = default;
   explicit Parts(const Model& model);
 
   // layer -1: of no layer. Of routed experts: all of them.

@@ -29,7 +29,7 @@ Status Session::place() {
     return invalid_argument(
         "session options: gpu_memory and place divide work with a GPU; open the model with one");
   const Config& c = model_.config();
-  const Parts parts(model_);
+  Parts parts(model_);
   LITE_ASSIGN(const std::vector<PlaceRule> rules, parse_place(options_.place, c, gpus));
   Demand demand;
   demand.mtp = options_.mtp;
@@ -50,8 +50,9 @@ Status Session::place() {
         demand.room[device] -= excess;
         fits = false;
       }
-    layout_ = SessionPlan{std::move(placement), std::move(use), demand.cache};
+    layout_ = SessionPlan{{}, std::move(placement), std::move(use), demand.cache};
   }
+  layout_->parts = std::move(parts);
   return {};
 }
 
@@ -112,6 +113,11 @@ Result<std::unique_ptr<Session>> Session::plan(Model& model, const SessionOption
   auto session = std::unique_ptr<Session>(new Session(model, options));
   LITE_TRY(session->place());
   return session;
+}
+
+DecodeSpeed Session::decode_speed(int64_t context, std::span<const double> bandwidth, double link) const {
+  return dsv3::decode_speed(model_.config(), layout_->parts, layout_->placement,
+                            {options_.mtp, context, options_.kv, bandwidth, link});
 }
 
 Status Session::allocate() {

@@ -18,7 +18,7 @@
 #include "model/device.h"
 #include "model/graphs.h"
 #include "model/model.h"
-#include "model/placement.h"
+#include "model/speed.h"
 
 namespace dsv3 {
 
@@ -47,6 +47,7 @@ struct MemoryUse {
 
 // Where everything goes, and what that takes.
 struct SessionPlan {
+  Parts parts;
   Placement placement;
   std::vector<MemoryUse> memory;  // by device
   std::vector<int64_t> cache;  // by layer of the session; one more for the final hidden states that MTP reads
@@ -79,6 +80,8 @@ class Session {
   static Result<std::unique_ptr<Session>> plan(Model& model, const SessionOptions& options);
   const SessionPlan& layout() const { return *layout_; }
   Status allocate();
+  // The least that a token takes with `context` rows cached: bytes per second of every device, and between them.
+  DecodeSpeed decode_speed(int64_t context, std::span<const double> bandwidth, double link) const;
 
   Model& model() { return model_; }
   const SessionOptions& options() const { return options_; }

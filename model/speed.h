@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "model/parts.h"
 #include "model/placement.h"
 
 namespace dsv3 {

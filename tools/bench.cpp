@@ -25,12 +25,12 @@ struct Setting {
   std::string name;
   Model model;
   Session session;
-  int kv_bytes;  // of a cached value
 };
 
 // What one setting did at one depth, in every round, and the ceilings measured around it.
 struct Samples {
-  std::vector<double> seconds, read_GBps, matrix_GFLOPS;
+  std::vector<double> seconds;
+  std::vector<dsv3_ceilings> ceilings;
 };
 
 double median(std::vector<double> values) {
@@ -92,9 +92,7 @@ class Bench {
     options.context = deepest + std::max({o_.prompt, o_.generate, 1});
     options.max_batch_tokens = std::max(1, std::min(options.context, 2048));
     Session session = new_session(model, options);
-    const bool wide =
-        compute.kv == "f32" || (compute.kv == "auto" && (compute.exact || compute.backend == "ref"));
-    settings_.push_back({name, std::move(model), std::move(session), wide ? 4 : 2});
+    settings_.push_back({name, std::move(model), std::move(session)});
   }
 
   ComputeOptions versus_options() const {
@@ -138,8 +136,12 @@ class Bench {
     const dsv3_ceilings after = measure();
     if (!counts) return;
     samples->seconds.push_back(taken);
-    samples->read_GBps.push_back((before.read_GBps + after.read_GBps) / 2);
-    samples->matrix_GFLOPS.push_back((before.matrix_GFLOPS + after.matrix_GFLOPS) / 2);
+    dsv3_ceilings mean = before;
+    for (double dsv3_ceilings::*one :
+         {&dsv3_ceilings::read_GBps, &dsv3_ceilings::f32_GFLOPS, &dsv3_ceilings::matrix_GFLOPS,
+          &dsv3_ceilings::gpu_copy_GBps, &dsv3_ceilings::gpu_matrix_GFLOPS, &dsv3_ceilings::link_GBps})
+      mean.*one = (before.*one + after.*one) / 2;
+    samples->ceilings.push_back(mean);
   }
   dsv3_ceilings measure() const {
     dsv3_ceilings c = {};
@@ -148,12 +150,23 @@ class Bench {
     return c;
   }
 
-  // Median over the rounds of f(seconds, ceiling).
+  // Median over the rounds of f(seconds, ceilings).
   template <class F>
-  static double over(const Samples& s, const std::vector<double>& ceiling, F&& f) {
+  static double over(const Samples& s, F&& f) {
     std::vector<double> values;
-    for (size_t i = 0; i < s.seconds.size(); ++i) values.push_back(f(s.seconds[i], ceiling[i]));
+    for (size_t i = 0; i < s.seconds.size(); ++i) values.push_back(f(s.seconds[i], s.ceilings[i]));
     return median(values);
+  }
+  static double over(const Samples& s, double dsv3_ceilings::*ceiling) {
+    return over(s, [&](double, const dsv3_ceilings& c) { return c.*ceiling; });
+  }
+  // Prompts may use every device's matrix units.
+  static double matrix_GFLOPS(const dsv3_ceilings& c) { return c.matrix_GFLOPS + c.gpu_matrix_GFLOPS; }
+  static dsv3_bound bound(const Setting& s, int64_t context, const dsv3_ceilings& c) {
+    dsv3_bound b = {};
+    b.struct_size = sizeof b;
+    check(dsv3_session_bound(s.session.get(), context, &c, &b));
+    return b;
   }
 
   ordered_json row(const Setting& s, int32_t depth, const Samples& prefill, const Samples& decode) const {
@@ -166,20 +179,25 @@ class Bench {
       r["prompt"] = o_.prompt;
       r["prefill_tok_s"] = o_.prompt / median(prefill.seconds);
       r["prefill_TFLOPS"] = flop / median(prefill.seconds) / 1e12;
-      r["matrix_ceiling_TFLOPS"] = median(prefill.matrix_GFLOPS) / 1e3;
-      r["prefill_share"] = over(prefill, prefill.matrix_GFLOPS,
-                                [&](double t, double ceiling) { return flop / t / 1e9 / ceiling; });
+      r["matrix_ceiling_TFLOPS"] =
+          over(prefill, [](double, const dsv3_ceilings& c) { return matrix_GFLOPS(c) / 1e3; });
+      r["prefill_share"] =
+          over(prefill, [&](double t, const dsv3_ceilings& c) { return flop / t / 1e9 / matrix_GFLOPS(c); });
     }
     if (!decode.seconds.empty()) {
-      const double cached =
-          double(info_.kv_values_per_token) * s.kv_bytes * (depth + (o_.generate - 1) / 2.0);
-      const double bytes = (double(info_.bytes_per_token) + cached) * o_.generate;
+      const int64_t context = depth + o_.generate / 2;  // on average
+      const double bytes = o_.generate * bound(s, context, decode.ceilings[0]).bytes;
       r["generate"] = o_.generate;
       r["decode_tok_s"] = o_.generate / median(decode.seconds);
       r["decode_GBps"] = bytes / median(decode.seconds) / 1e9;
-      r["read_ceiling_GBps"] = median(decode.read_GBps);
-      r["decode_share"] =
-          over(decode, decode.read_GBps, [&](double t, double ceiling) { return bytes / t / 1e9 / ceiling; });
+      r["read_ceiling_GBps"] = over(decode, &dsv3_ceilings::read_GBps);
+      if (decode.ceilings[0].gpu_copy_GBps > 0) {
+        r["gpu_ceiling_GBps"] = over(decode, &dsv3_ceilings::gpu_copy_GBps);
+        r["link_ceiling_GBps"] = over(decode, &dsv3_ceilings::link_GBps);
+      }
+      r["decode_share"] = over(decode, [&](double t, const dsv3_ceilings& c) {
+        return o_.generate * bound(s, context, c).seconds / t;
+      });
     }
     return r;
   }

@@ -25,21 +25,20 @@ double rate(int n_threads, Part&& part) {
   return double(done) / (now() - start) / 1e9;
 }
 
-}  // namespace
+class CpuMeter final : public Meter {
+ public:
+  CpuMeter(int n_threads, Isa isa, Buffer memory)
+      : n_threads_(n_threads), isa_(isa), memory_(std::move(memory)) {}
+  Result<Ceilings> measure() override;
 
-CeilingMeter::CeilingMeter(int n_threads, Isa isa, Buffer memory)
-    : n_threads_(n_threads), isa_(isa), memory_(std::move(memory)) {}
+ private:
+  int n_threads_;
+  Isa isa_;
+  Buffer memory_;
+  int64_t next_ = 0;  // where the next reading begins, so that no cache helps
+};
 
-Result<std::unique_ptr<CeilingMeter>> CeilingMeter::create(int n_threads, Isa isa) {
-  LITE_ASSIGN(Buffer memory, allocate_host(kMemory));
-  std::byte* const p = memory.get();
-#pragma omp parallel for num_threads(n_threads)
-  for (int64_t i = 0; i < kMemory; i += 4096)
-    *reinterpret_cast<float*>(p + i) = 1;  // not the one page of zeros
-  return std::unique_ptr<CeilingMeter>(new CeilingMeter(n_threads, isa, std::move(memory)));
-}
-
-Ceilings CeilingMeter::measure() {
+Result<Ceilings> CpuMeter::measure() {
   const cpu::Kernels& k = *cpu::kernels_of(isa_);
   constexpr double kSeconds = 0.03;
   Ceilings c = {};
@@ -67,6 +66,17 @@ Ceilings CeilingMeter::measure() {
   next_ = (next_ + part) % kMemory;
   if (seen == 0) c.read_GBps = 0;  // cannot be: every page has a number; but now the reading is used
   return c;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Meter>> make_cpu_meter(int n_threads, Isa isa) {
+  LITE_ASSIGN(Buffer memory, allocate_host(kMemory));
+  std::byte* const p = memory.get();
+#pragma omp parallel for num_threads(n_threads)
+  for (int64_t i = 0; i < kMemory; i += 4096)
+    *reinterpret_cast<float*>(p + i) = 1;  // not the one page of zeros
+  return std::unique_ptr<Meter>(new CpuMeter(n_threads, isa, std::move(memory)));
 }
 
 }  // namespace lite

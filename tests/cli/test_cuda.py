@@ -6,7 +6,7 @@ PHASES = ("prompt", "decode")
 
 
 class CudaCase(DumpCase):
-    program = "dsv3-cuda-host"
+    program = os.environ.get("DSV3_CUDA_PROGRAM", "dsv3-cuda-host")
 
 
 class Golden(CudaCase):
@@ -90,6 +90,16 @@ class Missing(CudaCase):
             self.refused("cuda", "this build has: cpu ref")
         elif not pathlib.Path("/dev/nvidiactl").exists():
             self.refused("cuda", "no GPU can be used")
+
+
+class Bench(CudaCase):
+    def test_ceilings(self):
+        """Shares are of what the devices can do together: a divided model has a bound between its devices' own."""
+        rows = json.loads(self.ok(program(self.program, "bench", packed(DEMO), "--backend", "cuda", "--place", "layers 0-2 routed_experts=cpu",
+                                          "--prompt", 8, "--generate", 2, "--repeat", 1, "--json")))
+        for key in ("prefill_tok_s", "decode_tok_s", "decode_GBps", "read_ceiling_GBps", "gpu_ceiling_GBps", "link_ceiling_GBps", "matrix_ceiling_TFLOPS"):
+            self.assertGreater(rows[0][key], 0, key)
+        self.assertTrue(0 < rows[0]["decode_share"] < 1, rows)
 
 
 class Divided(CudaCase):

@@ -101,6 +101,12 @@ inline Words4 load16(const void* at) {
   return words;
 }
 
+inline void store16(void* at, const Words4& words) {
+  if (reinterpret_cast<uintptr_t>(at) % 16 != 0)
+    host::fail("a store of 16 bytes at an address that is no multiple of 16");
+  std::memcpy(at, &words, sizeof words);
+}
+
 inline uint32_t bf16x2_of(float first, float second) {
   return uint32_t(bf16_of(second)) << 16 | bf16_of(first);
 }

@@ -1,4 +1,5 @@
 // The twin of cuda/device.h that runs kernels on the host (tests/cuda_host), and weights in the memory of devices.
+#include "cuda/cuda.h"
 #include "cuda/device.h"
 #include "ggml-lite/device_weights.h"
 #include "tests/unit/support.h"
@@ -133,6 +134,18 @@ TEST_CASE("kernels on the host: what is recorded runs when it is replayed, in or
   for (int i = 0; i < 2; ++i) CHECK(stream.replay(*recording).ok());
   CHECK(stream.wait().ok());
   CHECK(value == 30);
+}
+
+TEST_CASE("kernels on the host: every ceiling is measured") {
+  const auto meter = make_cuda_meter(0);
+  REQUIRE(meter.ok());
+  const auto c = (*meter)->measure();
+  REQUIRE(c.ok());
+  for (const double ceiling : {c->read_GBps, c->f32_GFLOPS, c->matrix_GFLOPS, c->link_GBps}) {
+    CHECK(std::isfinite(ceiling));
+    CHECK(ceiling > 0);
+  }
+  CHECK(make_cuda_meter(7).status().code() == Code::NotFound);
 }
 
 TEST_CASE("device weights: what another device reads is copied there once, with its scales") {

@@ -68,7 +68,8 @@ SessionOptions options_of(const Model& model, int gpus) {
   o.kv = lite::DType::F32;
   o.mtp = model.config().num_nextn_predict_layers > 0;
   for (int gpu = 0; gpu < gpus; ++gpu)
-    o.device.gpus.push_back([] { return Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner()); });
+    o.device.gpus.push_back(
+        {[] { return Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner()); }, nullptr});
   return o;
 }
 
@@ -155,9 +156,11 @@ TEST_CASE(
       int64_t shared = 0;
       o.device.gpus.clear();
       for (int gpu = 0; gpu < gpus; ++gpu)
-        o.device.gpus.push_back([&own, &shared, gpu]() -> Result<std::unique_ptr<lite::Backend>> {
-          return std::unique_ptr<lite::Backend>(new Counting(gpu, &own[size_t(gpu) + 1], &shared));
-        });
+        o.device.gpus.push_back({[&own, &shared, gpu]() -> Result<std::unique_ptr<lite::Backend>> {
+                                   return std::unique_ptr<lite::Backend>(
+                                       new Counting(gpu, &own[size_t(gpu) + 1], &shared));
+                                 },
+                                 nullptr});
       const std::vector<float> first = logits_of(*model, o);
       for (int gpu = 1; gpu <= gpus; ++gpu) {
         const MemoryUse& use = (*plan)->layout().memory[size_t(gpu)];
