@@ -123,8 +123,6 @@ Status check_section_name(std::string_view name) {
 
 namespace {
 
-constexpr std::string_view kEnding = ".dsv3";
-
 std::string part_suffix(uint32_t index, uint32_t count) {
   char text[48];
   std::snprintf(text, sizeof text, "-%05u-of-%05u", index + 1, count);
