@@ -28,8 +28,7 @@ const std::string_view* CheckpointFiles::find(std::string_view name) {
   const auto [it, fresh] = read_.try_emplace(std::string(name));
   Text& text = it->second;
   if (fresh) {
-    constexpr int64_t kMaxText = 256 << 20;
-    auto read = lite::read_text(folder_ + "/" + std::string(name), kMaxText);
+    auto read = lite::read_text(folder_ + "/" + std::string(name), kMaxCheckpointFile);
     if (read.ok()) {
       text.bytes = std::move(*read);
       text.view = text.bytes;

@@ -95,7 +95,12 @@ Status run(const std::string& source, const std::string& hub_cache, const std::s
           what, ": ", shard.name,
           " was consumed by a conversion that did not end, so there is nothing to compare "
           "with; let that conversion end, or get the checkpoint again");
-  LITE_TRY(compare_index(plan, file).in(what));
+  const auto differs = [&](const Status& how) {
+    return how.code() != lite::Code::Corrupt
+               ? how
+               : corrupt(what, ": ", how.message(), "; try dsv3 verify, and convert the checkpoint again");
+  };
+  if (const Status same = compare_index(plan, file); !same.ok()) return differs(same);
   const std::vector<Planned>& tensors = plan.match().tensors;
   int64_t total = 0;
   for (const Planned& t : tensors) total += t.data.bytes + (t.scale ? t.scale->bytes : 0);
@@ -108,8 +113,7 @@ Status run(const std::string& source, const std::string& hub_cache, const std::s
                           [&](std::span<const std::byte> bytes) { return comparison.compare(bytes); });
     };
   };
-  const Status same = run_jobs(tensors.size(), threads, make);
-  return same.code() == lite::Code::Corrupt ? same.in(what) : same;
+  return differs(run_jobs(tensors.size(), threads, make));
 }
 
 }  // namespace
@@ -119,7 +123,7 @@ Status check(const std::string& source, const std::string& hub_cache, const std:
   try {
     return run(source, hub_cache, model, threads, callbacks);
   } catch (const std::bad_alloc&) {
-    return lite::out_of_memory("check ", model, ": the machine has no memory left");
+    return lite::out_of_memory("check ", model, ": the machine has no memory left; try fewer threads");
   }
 }
 

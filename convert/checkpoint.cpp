@@ -16,7 +16,6 @@ using lite::Json;
 using lite::not_found;
 namespace fs = std::filesystem;
 
-constexpr int64_t kMaxText = 256 << 20;  // of any text file of a checkpoint; real ones have up to 20 MB
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 
@@ -32,6 +31,14 @@ bool exists(const std::string& path) {
 bool shard_exists(const std::string& path) {
   std::error_code error;
   return fs::exists(path, error) || fs::exists(path + kConsumed, error);
+}
+
+// A shard that is there may have been consumed before, and got again. What it has left tells what it was, if it is the
+// same but for the time of its change.
+std::optional<int64_t> consumed_before(const SafetensorsFile& file) {
+  const auto header = SafetensorsFile::open_header(file.path() + kConsumed);
+  if (!header.ok() || header->bytes() != file.bytes() || header->entries() != file.entries()) return {};
+  return header->changed_ns();
 }
 
 // Why there are no weights, from what the folder holds instead.
@@ -64,16 +71,17 @@ bool is_plain_name(const std::string& name) {
 
 Result<ShardOf> read_index(const std::string& folder) {
   const std::string path = folder + "/" + kIndex;
-  LITE_ASSIGN(const std::string text, lite::read_text(path, kMaxText));
+  LITE_ASSIGN(const std::string text, lite::read_text(path, kMaxCheckpointFile));
   LITE_ASSIGN(const Json json, Json::parse(text, path));
   const Json* map = json.find("weight_map");
-  if (!map || !map->object()) return corrupt("read ", path, ": it has no object \"weight_map\"");
+  if (!map || !map->object())
+    return corrupt("read ", path, ": it has no object \"weight_map\"; get it again");
   ShardOf shard_of;
   for (const auto& [name, file] : *map->object()) {
     if (!file.string() || !is_plain_name(*file.string()))
       return corrupt("read ", path, ": tensor ", Json(name).dump(), ": got shard ",
                      file.dump().substr(0, 200),
-                     ", expected the name of a .safetensors file of the same folder");
+                     ", expected the name of a .safetensors file of the same folder; get the index again");
     shard_of.emplace(name, *file.string());
   }
   return shard_of;
@@ -109,7 +117,7 @@ Result<std::map<std::string, std::string>> read_checkpoint_texts(const std::stri
   for (const std::string& path : paths) {
     const std::string whole = folder + "/" + path;
     if (!exists(whole)) continue;
-    LITE_ASSIGN(texts[path], lite::read_text(whole, kMaxText));
+    LITE_ASSIGN(texts[path], lite::read_text(whole, kMaxCheckpointFile));
   }
   return texts;
 }
@@ -152,7 +160,8 @@ Status Checkpoint::open_shards(const std::vector<std::string>& names) {
     const bool consumed = !fs::exists(path, error) && fs::exists(path + kConsumed, error);
     auto file = consumed ? SafetensorsFile::open_header(path + kConsumed) : SafetensorsFile::open(path);
     if (file.ok()) {
-      shards_.push_back({name, std::move(*file), consumed});
+      const auto consumed_ns = consumed ? std::nullopt : consumed_before(*file);
+      shards_.push_back({name, std::move(*file), consumed, consumed_ns});
       continue;
     }
     if (first.ok())

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,7 +24,9 @@ class Checkpoint {
   struct Shard {
     std::string name;  // in the folder
     SafetensorsFile file;
-    bool consumed;  // only its header is left
+    bool consumed;  // only its header is left, or only that is used
+    std::optional<int64_t>
+        consumed_ns;  // it is there, beside the header of one that was consumed: its changed_ns()
   };
   struct Tensor {
     const Shard* shard;

@@ -79,7 +79,7 @@ Result<Consumer> Consumer::make(Plan* from, const std::string& out, const Conver
       if (!is_of_cache(path, blob))
         return lite::invalid_argument("consume ", path, ": it is a link to ", blob,
                                       ", which others may use; --consume deletes files of the checkpoint's "
-                                      "folder and of the Hugging Face cache only");
+                                      "folder and of the Hugging Face cache only: leave it out");
       if (!other_users(path, blob).empty()) {
         shared.push_back(shard.name);
         continue;

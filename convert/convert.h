@@ -19,7 +19,7 @@ struct ConvertOptions {
   std::string out;     // OUT.dsv3; written as OUT.dsv3.partial until it is complete
   // Projections and experts in this type; everything else, and all of it without one, keeps the checkpoint's.
   std::optional<lite::DType> dtype;  // F32, BF16, F16 or F8_E4M3
-  bool force = false;                // replace an existing packed file
+  bool force = false;                // replace an existing packed file, in however many files it lies
   bool f8_head = false;              // the output head as F8_E4M3
   std::string hub_cache = {};        // folder of the Hugging Face cache; empty: there is none
   int64_t split_bytes = 0;  // several files of at most this, refused where a tensor needs more; 0: one

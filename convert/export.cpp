@@ -116,8 +116,10 @@ Result<ExportSummary> Export::run() {
         "convert again without --head");
   std::error_code error;
   if (fs::exists(fs::symlink_status(folder_, error)))  // a link to nothing, too
-    return lite::invalid_argument(what, ": ", folder_, " exists; expected the name of a new folder");
-  LITE_TRY(collect(provenance).in(what));
+    return lite::invalid_argument(what, ": ", folder_,
+                                  " exists, expected the name of a new folder; try another");
+  if (const Status collected = collect(provenance); !collected.ok())
+    return Status(collected.code(), what + ": " + collected.message() + "; get the file or convert it again");
   ExportSummary summary;
   summary.dropped = provenance.dropped;
   summary.tensors = int64_t(tensors_.size());

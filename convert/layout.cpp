@@ -38,13 +38,26 @@ Status check_destination(const std::string& path, bool force) {
   const fs::file_status out = fs::status(path, error);
   if (!fs::exists(out)) return {};
   const std::string what = "create " + path;
-  if (!fs::is_regular_file(out)) return lite::invalid_argument(what, ": it is there and is not a file");
+  if (!fs::is_regular_file(out))
+    return lite::invalid_argument(what, ": it is there and is not a file; try another name");
   if (!force) return lite::invalid_argument(what, ": it exists; try another name, or --force to replace it");
   // A typing error must not cost the weights: --force replaces only what this program made.
   if (fs::file_size(path, error) != 0 && !lite::looks_packed(path))
-    return lite::invalid_argument(what,
-                                  ": it exists and is not a packed file, which --force does not replace");
+    return lite::invalid_argument(
+        what, ": it exists and is not a packed file, which --force does not replace; try another name");
   return {};
+}
+
+void remove_replaced(const std::string& out, size_t files,
+                     const std::function<void(const std::string&)>& note) {
+  for (const std::string& path : lite::files_of_other_splits(out, files)) {
+    std::error_code error;
+    fs::remove(path, error);
+    if (!note) continue;
+    note(error ? lite::str("remove ", path, ", of the model that was replaced: ", error.message(),
+                           "; it is not needed any more")
+               : "removed " + path + ", of the model that was replaced");
+  }
 }
 
 // A file is as long as its index and its longest extent need, however it is split.

@@ -1,6 +1,7 @@
 // What every way of making a packed file shares: where its tensors lie, and whether its place is free.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -22,6 +23,11 @@ Result<std::vector<lite::PackExtent>> group_into_extents(std::span<const Stored>
 
 // Whether `path` may be written: nothing is there, or with `force` a packed file.
 Status check_destination(const std::string& path, bool force);
+
+// What --force leaves of a model named `out` whose files were cut otherwise than the `files` that are there now: those
+// files go, and nothing else. Notes say which.
+void remove_replaced(const std::string& out, size_t files,
+                     const std::function<void(const std::string&)>& note);
 
 // Whether the files of a model, `parts`, are as small as was asked for; 0: one of any size.
 Status check_split(const std::vector<lite::PackPart>& parts, int64_t split_bytes);

@@ -238,7 +238,7 @@ int main(int argc, char** argv) {
   app.add_flag("--consume", options.consume,
                "delete each file of the checkpoint once all its weights are safe in the packed file");
   app.add_flag("--dry-run", options.dry_run, "print what would be written, and write nothing");
-  app.add_flag("--force", options.force, "replace OUT if it is a packed file");
+  app.add_flag("--force", options.force, "replace OUT if it is a packed file, in one or several files");
   app.add_option("--threads", options.threads,
                  "threads that read and re-encode; 0 (default): one for each core")
       ->check(CLI::Range(0, 1024))

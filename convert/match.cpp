@@ -185,12 +185,14 @@ Status Matcher::report() const {
   if (!missing_.empty())
     return not_found(what, missing_.size(), " of ", out_.table.size(),
                      " tensors are missing: ", missing_.list(),
-                     "; the checkpoint is incomplete, or config.json is another model's");
+                     "; the checkpoint is incomplete, or config.json is another model's: get both again");
   if (!ambiguous_.empty())
-    return corrupt(what, ambiguous_.size(), " tensors are there under two names: ", ambiguous_.list());
+    return corrupt(what, ambiguous_.size(), " tensors are there under two names: ", ambiguous_.list(),
+                   "; keep the shards of one version of the checkpoint only");
   if (!missing_scale_.empty())
     return not_found(what, missing_scale_.size(),
-                     " FP8 weights have a missing scale: ", missing_scale_.list());
+                     " FP8 weights have a missing scale: ", missing_scale_.list(),
+                     "; the checkpoint is incomplete: get it again");
   if (!wrong_type_.empty())
     return unsupported(what, wrong_type_.size(),
                        " tensors have a type that is not supported there: ", wrong_type_.list(),
@@ -198,9 +200,11 @@ Status Matcher::report() const {
                        "supported, try a BF16 or FP8 checkpoint of the model");
   if (!wrong_shape_.empty())
     return corrupt(what, wrong_shape_.size(), " tensors have a wrong shape: ", wrong_shape_.list(),
-                   "; config.json is another model's");
+                   "; config.json is another model's: get it again");
   if (!wrong_scale_.empty())
-    return corrupt(what, wrong_scale_.size(), " scales do not fit their weights: ", wrong_scale_.list());
+    return corrupt(
+        what, wrong_scale_.size(), " scales do not fit their weights: ", wrong_scale_.list(),
+        "; expected one for each 128 x 128 block of an FP8 matrix: try another checkpoint of the model");
   if (!uncut_.empty())
     return unsupported(what, uncut_.size(),
                        " tensors hold gate and up in one scale block of 128 rows, so that they cannot be "

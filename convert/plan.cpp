@@ -39,7 +39,8 @@ Result<Plan> Plan::make(const ConvertOptions& options, const ConvertCallbacks& c
   if (options.f8_head &&
       std::none_of(tensors.begin(), tensors.end(), [](const Planned& t) { return t.info->output_head; }))
     return lite::invalid_argument("convert ", folder,
-                                  ": it has no output head of its own that could be stored as F8_E4M3");
+                                  ": it has no output head of its own that could be stored as F8_E4M3; leave "
+                                  "--head out");
   plan.add_provenance();
   return plan;
 }
@@ -48,12 +49,13 @@ Status Plan::read_sections(Config* config) {
   std::error_code error;
   if (!fs::is_directory(folder(), error))
     return lite::invalid_argument("read ", folder(),
-                                  ": it is a file, expected the folder that holds config.json");
+                                  ": it is a file, expected a folder; give the one that holds config.json");
   LITE_ASSIGN(auto texts, read_checkpoint_texts(folder()));
   for (auto& [path, bytes] : texts) sections_.push_back({section_of_path(path), std::move(bytes)});
   for (const lite::PackSection& s : sections_) section_texts_.push_back(s.bytes);
   const std::string_view* text = section("config.json");
-  if (!text) return not_found("read ", folder(), ": it has no config.json, expected a checkpoint's folder");
+  if (!text)
+    return not_found("read ", folder(), ": it has no config.json; get it, or give a checkpoint's folder");
   LITE_ASSIGN(const Json json, Json::parse(*text, folder() + "/config.json"));
   std::vector<std::string> unknown;
   auto parsed = Config::parse(json, &unknown);
@@ -82,7 +84,7 @@ Status Plan::check_tokenizer(const Config& config) {
   if (config.vocab_size > 0 && tokenizer->size() > config.vocab_size)
     return corrupt("read the tokenizer of ", folder(), ": its largest token id is ", tokenizer->size() - 1,
                    ", but the model's vocab_size is ", config.vocab_size,
-                   "; the tokenizer is another model's");
+                   "; the tokenizer is another model's: get its files again");
   has_tokenizer_ = true;
   return {};
 }

@@ -21,9 +21,11 @@ lite::Result<Provenance> read_provenance(const lite::PackFile& file) {
   const std::string_view* text = file.section(kProvenance);
   if (!text) return out;
   LITE_ASSIGN(const Json json, Json::parse(*text, lite::str(file.path(), ": ", kProvenance)));
-  const auto damaged = [&](const char* member) {
-    return lite::corrupt("open ", file.path(), ": ", kProvenance, ": ", member, " is not what it should be");
+  const auto damaged = [&](const char* what) {
+    return lite::corrupt("open ", file.path(), ": ", kProvenance, ": ", what,
+                         " is not what it should be; get the file or convert it again");
   };
+  if (!json.object()) return damaged("the whole");
   if (const Json* dtype = json.find("dtype")) {
     if (!dtype->string()) return damaged("dtype");
     if (*dtype->string() != "keep") {

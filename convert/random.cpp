@@ -114,14 +114,15 @@ class RandomModel {
 Result<ConvertSummary> RandomModel::run() {
   if (!lite::info(options_.dtype).is_float)
     return lite::invalid_argument("make ", options_.out, ": weights cannot be stored as ",
-                                  lite::info(options_.dtype).name);
+                                  lite::info(options_.dtype).name, "; try F32, BF16, F16 or F8_E4M3");
   LITE_TRY(read_config());
   table_ = tensor_table(config_);
   for (const TensorInfo& info : table_) plan(info);
   if (options_.f8_head &&
       std::none_of(stored_.begin(), stored_.end(), [](const Stored& t) { return t.info->output_head; }))
-    return lite::invalid_argument("make ", options_.out, ": the model of ", options_.config,
-                                  " has no output head of its own that could be stored as F8_E4M3");
+    return lite::invalid_argument(
+        "make ", options_.out, ": the model of ", options_.config,
+        " has no output head of its own that could be stored as F8_E4M3; leave --head out");
 
   Json provenance{Json::Object()};
   provenance.set("converter", "dsv3-convert " DSV3_VERSION_TEXT);
@@ -144,6 +145,7 @@ Result<ConvertSummary> RandomModel::run() {
   for (const Stored& t : stored_) LITE_TRY(write(t, &writer));
   LITE_TRY(report_progress());
   LITE_TRY(writer.finish());
+  if (options_.force) remove_replaced(options_.out, writer.parts().size(), callbacks_.note);
   ConvertSummary summary;
   summary.files = writer.parts();
   summary.file_bytes = writer.file_bytes();

@@ -40,7 +40,9 @@ Status TensorReader::read_piece(const Slice& slice, int64_t at, std::span<std::b
   LITE_TRY(slice.read(at, to));
   const int64_t size = lite::size_of(slice.dtype);
   const int64_t found = first_non_finite(slice.dtype, to.data(), int64_t(to.size()) / size);
-  if (found >= 0) return bad_element(slice, at / size + found, "is NaN or infinite");
+  if (found >= 0)
+    return bad_element(slice, at / size + found,
+                       "is NaN or infinite; the weights are damaged: get the file again");
   return progress_(int64_t(to.size()));
 }
 

@@ -18,7 +18,8 @@ using lite::corrupt;
 using lite::Json;
 using lite::unsupported;
 
-constexpr int64_t kMaxHeader = 100'000'000;  // the format's own limit
+// Of one file with 92,000 tensors it would be 14 MB; the format itself allows 100 MB.
+constexpr int64_t kMaxHeader = int64_t(64) << 20;
 
 // Every element type of the format with its bits: sizes are checked for tensors nobody needs, too.
 constexpr std::array<std::pair<std::string_view, int64_t>, 22> kBits = {{
@@ -55,7 +56,9 @@ Result<SafetensorsEntry> read_entry(const std::string& name, const Json& value) 
   e.dtype = *dtype->string();
   const auto type =
       std::find_if(kBits.begin(), kBits.end(), [&](const auto& t) { return t.first == e.dtype; });
-  if (type == kBits.end()) return unsupported(what, ": unknown element type ", quoted(e.dtype));
+  if (type == kBits.end())
+    return unsupported(what, ": unknown element type ", quoted(e.dtype),
+                       "; try a BF16 or FP8 checkpoint of the model");
   if (!read_sizes(value.find("shape"), &e.shape))
     return corrupt(what, ": its shape is not a list of integers of at least 0");
   std::vector<int64_t> offsets;
@@ -75,8 +78,9 @@ Result<SafetensorsEntry> read_entry(const std::string& name, const Json& value) 
 
 // The header's text as tensors, and the bytes of their data.
 Result<int64_t> read_header(const std::string& text, std::vector<SafetensorsEntry>* entries) {
+  // The format's words: "the header data must begin with a {".
+  if (!text.starts_with('{')) return corrupt("the header does not begin with {, expected a JSON object");
   LITE_ASSIGN(const Json header, Json::parse(text, "the header"));
-  if (!header.object()) return corrupt("the header is ", header.type_name(), ", expected an object");
   entries->reserve(header.object()->size());
   for (const auto& [name, value] : *header.object()) {
     if (name == "__metadata__") {
@@ -128,12 +132,12 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::string& path, bool with
     return corrupt(what,
                    ": it is a git-lfs pointer, not the file itself; try \"git lfs pull\" in its folder");
   if (file.bytes() < 8)
-    return corrupt(what, ": got ", file.bytes(), " bytes, too few for a safetensors file");
+    return corrupt(what, ": got ", file.bytes(), " bytes, too few for a safetensors file; get it again");
   uint64_t header_bytes = 0;
   for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | uint8_t(start[i]);
   if (header_bytes > uint64_t(kMaxHeader))
     return corrupt(what, ": it says its header has ", header_bytes, " bytes, expected at most ", kMaxHeader,
-                   "; it is not a safetensors file");
+                   "; is it a safetensors file? Get it again");
   const int64_t data_begin = 8 + int64_t(header_bytes);
   if (data_begin > file.bytes())
     return corrupt(what, ": got ", file.bytes(), " bytes, expected at least the ", data_begin,
@@ -141,14 +145,16 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::string& path, bool with
   std::string text(header_bytes, '\0');
   LITE_TRY(file.read(8, std::as_writable_bytes(std::span(text))));
   const auto data_bytes = read_header(text, &out.entries_);
+  if (data_bytes.status().code() == lite::Code::Corrupt)
+    return corrupt(what, ": ", data_bytes.status().message(), "; get the file again");
   if (!data_bytes.ok()) return data_bytes.status().in(what);
   const int64_t found = file.bytes() - data_begin, expected = with_data ? *data_bytes : 0;
   if (found != expected)
-    return corrupt(
-        what, ": got ", found, " bytes of data, expected ", expected,
-        expected > found ? "; the file is cut off: get it again" : "; something is appended to the file");
+    return corrupt(what, ": got ", found, " bytes of data, expected ", expected,
+                   expected > found ? "; the file is cut off: get it again"
+                                    : "; something is appended to the file: get it again");
   if (!lite::checked_add(data_begin, *data_bytes, &out.bytes_))
-    return corrupt(what, ": its tensors are too large to be real");
+    return corrupt(what, ": its tensors are too large to be real; get it again");
   out.header_bytes_ = data_begin;
   struct stat s;
   if (::fstat(file.descriptor(), &s) != 0) return lite::errno_status(what, errno);

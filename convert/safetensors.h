@@ -23,12 +23,14 @@ struct SafetensorsEntry {
   std::vector<int64_t> shape;  // dimensions may be 0; no dimensions: one element
   int64_t offset = 0;          // in the file
   int64_t bytes = 0;
+
+  friend bool operator==(const SafetensorsEntry&, const SafetensorsEntry&) = default;
 };
 
 class SafetensorsFile {
  public:
-  // Checks the header against the file's length. Memory is proportional to the header, which is at most 100
-  // MB.
+  // Checks the header against the file's length. Memory is proportional to the header, which is at most
+  // 64 MiB.
   static Result<SafetensorsFile> open(const std::string& path);
   // A copy of the header alone, made by write_header(); the data cannot be read.
   static Result<SafetensorsFile> open_header(const std::string& path);
@@ -37,7 +39,8 @@ class SafetensorsFile {
 
   const std::string& path() const { return file_.path(); }
   int64_t bytes() const { return bytes_; }  // of the whole file, also where only its header is there
-  int64_t changed_ns() const { return changed_ns_; }                         // time of the last change
+  int64_t changed_ns() const { return changed_ns_; }     // time of the last change
+  void set_changed_ns(int64_t ns) { changed_ns_ = ns; }  // of the one that this stands for
   const std::vector<SafetensorsEntry>& entries() const { return entries_; }  // in the order of their data
   // Nothing can be read any more; a file that has no name any more gives its room on the disk free.
   void close() { file_.close(); }

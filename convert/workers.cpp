@@ -33,7 +33,7 @@ class Jobs {
         break;
       }
     }
-    if (threads_.empty()) fail(n_, lite::out_of_memory("no thread could be started"));
+    if (threads_.empty()) fail(n_, lite::out_of_memory("no thread could be started; try fewer"));
   }
   // Until no thread works any more, or a while has passed.
   bool wait() {
@@ -61,7 +61,7 @@ class Jobs {
       while (!stop_ && (job = next_++) < n_)
         if (Status status = run(job); !status.ok()) fail(job, std::move(status));
     } catch (const std::bad_alloc&) {
-      fail(job, lite::out_of_memory("the machine has no memory left"));
+      fail(job, lite::out_of_memory("the machine has no memory left; try fewer threads"));
     }
     const std::lock_guard lock(mutex_);
     --running_;

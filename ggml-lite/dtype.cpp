@@ -46,7 +46,8 @@ Result<DType> dtype_from_name(std::string_view name) {
 
 Result<DType> dtype_from_code(uint8_t code) {
   if (code < kDTypes) return DType(code);
-  return unsupported("element type number ", int(code), ": expected 0..", kDTypes - 1);
+  return unsupported("element type number ", int(code), ": expected 0..", kDTypes - 1,
+                     "; try a newer version");
 }
 
 float f32_from_bf16(uint16_t bits) {

@@ -5,13 +5,14 @@
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 
 namespace lite {
 
 namespace {
 constexpr size_t kMaxDepth = 64;
-constexpr size_t kMaxText = size_t(256) << 20;  // bytes; the largest tokenizer.json have 20 MB
+constexpr size_t kMaxText = size_t(64) << 20;  // bytes
+constexpr size_t kMaxValues = size_t(4)
+                              << 20;  // each takes 40 bytes, and 72 in an object, also where its text has two
 
 // For messages, which must not be as long as what they speak of.
 std::string shortened(const std::string& text) {
@@ -76,13 +77,11 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   bool binary(nlohmann::json::binary_t&) override { return refuse("binary value"); }
   bool start_object(size_t) override { return open(Json(Json::Object())); }
   bool key(std::string& v) override {
-    if (!keys_.back().insert(v).second)
-      return refuse("key \"" + shortened(v) + "\" appears twice in one object");
     stack_.back().object()->emplace_back(std::move(v), Json());
     if (stack_.size() == 1) member_ = size_t(read_ - begin_);
     return true;
   }
-  bool end_object() override { return close(); }
+  bool end_object() override { return check_keys() && close(); }
   bool start_array(size_t) override { return open(Json(Json::Array())); }
   bool end_array() override { return close(); }
   bool parse_error(size_t offset, const std::string&, const nlohmann::json::exception& e) override {
@@ -122,7 +121,17 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
     refusal_ = str("at byte ", read_ - begin_, ": ", why);
     return false;
   }
+  // By sorting: hashed, keys can be made to collide, and then each costs as much as all.
+  bool check_keys() {
+    keys_.clear();
+    for (const auto& [key, value] : *stack_.back().object()) keys_.push_back(key);
+    std::sort(keys_.begin(), keys_.end());
+    const auto twice = std::adjacent_find(keys_.begin(), keys_.end());
+    return twice == keys_.end() || refuse("key \"" + shortened(std::string(*twice)) +
+                                          "\" appears twice in the object that ends here");
+  }
   bool add(Json v) {
+    if (++values_ > kMaxValues) return refuse(str("more than ", kMaxValues, " values"));
     if (stack_.empty()) {
       result_ = std::move(v);
     } else if (Json::Array* a = stack_.back().array()) {
@@ -136,13 +145,11 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   bool open(Json v) {
     if (stack_.size() == kMaxDepth) return refuse(str("nested deeper than ", kMaxDepth));
     stack_.push_back(std::move(v));
-    keys_.emplace_back();
     return true;
   }
   bool close() {
     Json v = std::move(stack_.back());
     stack_.pop_back();
-    keys_.pop_back();
     return add(std::move(v));
   }
 
@@ -154,8 +161,8 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   size_t next_beyond_ = 0;
   size_t member_ = 0;  // the end of the last key of the outermost object
   std::vector<Json> stack_;
-  // Of the open objects. Ordered, not hashed: keys can be made to collide, and then each costs as much as all.
-  std::vector<std::set<std::string>> keys_;
+  std::vector<std::string_view> keys_;  // of the object that ends
+  size_t values_ = 0;                   // that are complete
 };
 
 namespace {
@@ -196,6 +203,9 @@ std::vector<std::string_view> cut_beyond_double(std::string_view source, std::st
 Status check_text(std::string_view text, std::string_view what) {
   if (text.size() > kMaxText)
     return unsupported("read ", what, ": got ", text.size(), " bytes of JSON, expected at most ", kMaxText);
+  if (text.starts_with("\xEF\xBB\xBF"))  // nlohmann leaves it out
+    return corrupt("read ", what,
+                   ": not valid JSON: at byte 1: a byte order mark; save it as UTF-8 without one");
   // nlohmann takes a zero byte for the end of the text.
   if (const size_t zero = text.find('\0'); zero != std::string_view::npos)
     return corrupt("read ", what, ": not valid JSON: at byte ", zero + 1, ": a zero byte");

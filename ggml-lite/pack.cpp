@@ -106,8 +106,8 @@ Status check_name(std::string_view name) {
     return invalid_argument("a name has ", name.size(), " bytes, expected 1 to ", kMaxName);
   for (size_t i = 0; i < name.size();) {
     const uint8_t b = uint8_t(name[i]);
-    const size_t n = b < 0x80 ? 1 : utf8_length(name.substr(i));
-    if (n == 0 || control_bytes(name.substr(i)) > 0)
+    const size_t n = b >= 0x20 && b < 0x7F ? 1 : utf8_length(name.substr(i));
+    if (n == 0 || (n > 1 && control_bytes(name.substr(i)) > 0))
       return invalid_argument("a name has byte ", int(b), " at ", i, ", expected printable UTF-8");
     i += n;
   }
@@ -122,8 +122,6 @@ Status check_section_name(std::string_view name) {
 }
 
 namespace {
-
-constexpr std::string_view kEnding = ".dsv3";
 
 std::string part_suffix(uint32_t index, uint32_t count) {
   char text[48];

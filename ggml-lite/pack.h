@@ -80,7 +80,8 @@ struct PackPart {
 //   create; begin every extent that is not finished() and write it, in any order; sync now and then; finish.
 // Memory is that of the index and of what is being written. Without a resume key, a writer destroyed before
 // finish() removes its partial files; one that was killed leaves them to the next writer. Two writers of one
-// path at a time: the second fails with Busy.
+// path at a time: the second fails with Busy. A file with a partial file's or the journal's name that no writer made
+// is InvalidArgument, and stays.
 class PackWriter {
  public:
   // Fixes the whole layout; checks names, shapes and aliases. Touches nothing. `json` must be an object and
@@ -154,6 +155,10 @@ struct NamedLate {
 // Busy while that writer is still at it.
 Result<std::optional<NamedLate>> finish_naming(const std::string& path,
                                                const std::function<void(const NamedLate&)>& named = {});
+
+// The files of models that are named `path`, as each file's header says, but lie in another number of files than
+// `count`: what is left of a model that was replaced by one that is cut otherwise.
+std::vector<std::string> files_of_other_splits(const std::string& path, size_t count);
 
 // The resume key of a writer of `path` that did not come to its end; nothing when there is none.
 std::optional<std::string> unfinished_key(const std::string& path);

@@ -18,6 +18,7 @@ static_assert(std::endian::native == std::endian::little,
               "the file is little-endian, and so are these structs");
 
 constexpr std::string_view kMagic = "DSV3PACK";
+constexpr std::string_view kEnding = ".dsv3";  // of a file's name; a number goes before it
 constexpr uint32_t kVersion = 1;
 constexpr int64_t kPage = 4096;     // data extents lie at multiples of this
 constexpr int64_t kAlign = 64;      // index parts, sections, and parts of an extent at multiples of this

@@ -13,7 +13,6 @@
 namespace lite::pack {
 namespace {
 
-constexpr std::string_view kJournalMagic = "DSV3JRNL";
 constexpr uint32_t kJournalVersion = 1;
 constexpr int64_t kMaxJournal = int64_t(1) << 30;
 
@@ -68,7 +67,7 @@ std::optional<Journal::Content> Journal::read(const std::string& path) {
   Head head;
   std::memcpy(&head, text->data(), sizeof head);
   const std::string_view rest = std::string_view(*text).substr(sizeof head);
-  if (std::string_view(head.magic, sizeof head.magic) != kJournalMagic || head.version != kJournalVersion ||
+  if (std::string_view(head.magic, sizeof head.magic) != Journal::kMagic || head.version != kJournalVersion ||
       head.file_count < 1 || head.file_count > kMaxFiles || head.key_bytes > rest.size())
     return {};
   Content content;
@@ -111,7 +110,7 @@ Status Journal::write(const void* data, size_t n) {
 Status Journal::create(const std::string& path, const Content& content) {
   LITE_TRY(open(path, 0));
   Head head = {};
-  std::copy(kJournalMagic.begin(), kJournalMagic.end(), head.magic);
+  std::copy(kMagic.begin(), kMagic.end(), head.magic);
   head.version = kJournalVersion;
   head.file_count = content.file_count;
   std::copy(content.layout.begin(), content.layout.end(), head.layout);

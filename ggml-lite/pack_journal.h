@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ggml-lite/status.h"
@@ -19,6 +20,7 @@ class Journal {
     uint32_t reserved;
     uint64_t checksum;  // the extent's
   };
+  static constexpr std::string_view kMagic = "DSV3JRNL";  // what a journal begins with
   // A record of this extent says that every file is complete and is getting its name.
   static constexpr uint32_t kPublishing = 0xFFFFFFFF;
   // One of this says that the caller deletes what it has written from: nobody may begin anew in these files' place.

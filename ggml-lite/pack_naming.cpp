@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 
 #include "ggml-lite/file.h"
 #include "ggml-lite/hash.h"
@@ -29,7 +30,7 @@ Result<int> open_locked(const std::string& path, int create) {
     if (fstat(fd, &opened) != 0)
       failure = errno_status("create " + path, errno);
     else if (!S_ISREG(opened.st_mode))
-      failure = invalid_argument("create ", path, ": it is there and is not a file");
+      failure = invalid_argument("create ", path, ": it is there and is not a file; try another name");
     else if (flock(fd, LOCK_EX | LOCK_NB) != 0)
       failure =
           errno == EWOULDBLOCK
@@ -123,6 +124,29 @@ Result<bool> is_complete(const std::string& path, const Journal::Content& journa
 }
 
 }  // namespace
+
+std::vector<std::string> files_of_other_splits(const std::string& path, size_t count) {
+  std::vector<std::string> found;
+  std::string stem = std::filesystem::path(path).filename().string();
+  if (stem.ends_with(kEnding)) stem.resize(stem.size() - kEnding.size());
+  std::error_code error;
+  std::filesystem::directory_iterator at(folder_of(path), error);
+  for (const std::filesystem::directory_iterator end; !error && at != end; at.increment(error)) {
+    const std::string name = at->path().filename().string();
+    if (!name.starts_with(stem)) continue;
+    const auto file = File::open(at->path().string());
+    Header header = {};
+    if (!file.ok() || file->bytes() < int64_t(sizeof header) ||
+        !file->read(0, std::as_writable_bytes(std::span(&header, 1))).ok() ||
+        std::string_view(header.magic, sizeof header.magic) != kMagic || header.file_count > kMaxFiles ||
+        header.file_index >= header.file_count || header.file_count == count)
+      continue;
+    std::string own = part_path(path, header.file_index, header.file_count);
+    if (std::filesystem::path(own).filename() == name) found.push_back(std::move(own));
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
 
 Result<std::optional<NamedLate>> finish_naming(const std::string& path,
                                                const std::function<void(const NamedLate&)>& named) {

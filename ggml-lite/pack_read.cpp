@@ -16,6 +16,8 @@ using namespace pack;
 
 namespace {
 
+constexpr const char* kGetAgain = "; get the file again";
+
 // A file mapped as a whole, read-only.
 struct Mapped {
   explicit Mapped(File f) : file(std::move(f)) {}
@@ -97,7 +99,10 @@ Status PackFile::Impl::open() {
     LITE_TRY(open_file(i).in("open " + name));
   }
   map = files[0].map;
-  return read_index().in("open " + parts[0].path);
+  const Status index = read_index();
+  if (index.code() == Code::Corrupt)
+    return corrupt("open ", parts[0].path, ": ", index.message(), "; get the file again, or convert again");
+  return index.in("open " + parts[0].path);
 }
 
 // One of the files: its header, and everything before its data if it is not the first.
@@ -108,7 +113,8 @@ Status PackFile::Impl::open_file(uint32_t i) {
     return corrupt("it belongs to another model than ", path, "; get all ", header.file_count,
                    " files again");
   if (h.file_index != i)
-    return corrupt("it is file ", h.file_index + 1, ", expected ", i + 1, "; files were renamed");
+    return corrupt("it is file ", h.file_index + 1, ", expected ", i + 1,
+                   "; files were renamed: give them their names again");
   void* address =
       ::mmap(nullptr, size_t(mapped.file.bytes()), PROT_READ, MAP_SHARED, mapped.file.descriptor(), 0);
   if (address == MAP_FAILED) return errno_status("map", errno);
@@ -121,7 +127,7 @@ Status PackFile::Impl::open_file(uint32_t i) {
     header = h;
   } else if (h.data_offset != uint64_t(kPage) || std::any_of(mapped.map + sizeof h, mapped.map + kPage,
                                                              [](std::byte b) { return b != std::byte{0}; })) {
-    return corrupt("header: got an index, which only the first file has");
+    return corrupt("header: got an index, which only the first file has; get the file again");
   }
   return {};
 }
@@ -153,31 +159,34 @@ Result<Header> PackFile::Impl::read_header(const File& file) {
     return corrupt("it does not start with \"", kMagic,
                    "\", so it is not a packed file; try \"dsv3-convert\" on the checkpoint's folder");
   Header h;
-  if (file.bytes() < int64_t(sizeof h)) return corrupt("got ", file.bytes(), " bytes; the file is cut off");
+  if (file.bytes() < int64_t(sizeof h))
+    return corrupt("got ", file.bytes(), " bytes; the file is cut off: get it again");
   LITE_TRY(file.read(0, std::as_writable_bytes(std::span(&h, 1))));
   if (h.version != kVersion)
     return unsupported("got version ", h.version, ", expected ", kVersion,
                        "; try the program that made the file, or convert again");
   if (h.header_bytes != sizeof h)
-    return corrupt("header: got ", h.header_bytes, " bytes, expected ", sizeof h);
+    return corrupt("header: got ", h.header_bytes, " bytes, expected ", sizeof h, kGetAgain);
   if (h.file_bytes != uint64_t(file.bytes()))
     return corrupt("got ", file.bytes(), " bytes, expected ", h.file_bytes,
                    "; the file is cut off or has something appended; get it again");
   if (h.file_index >= h.file_count || h.file_count > kMaxFiles)
     return corrupt("header: it is file ", h.file_index, " of ", h.file_count,
-                   ", expected an index below a count of at most ", kMaxFiles);
+                   ", expected an index below a count of at most ", kMaxFiles, kGetAgain);
 
   for (const Part* part : {&h.json, &h.names, &h.tensors, &h.extents, &h.sections, &h.section_data})
     if (part->bytes > h.file_bytes || part->bytes > uint64_t(kMaxIndex))
-      return corrupt("header: an index part has ", part->bytes, " bytes, more than the file can hold");
+      return corrupt("header: an index part has ", part->bytes, " bytes, more than the file can hold",
+                     kGetAgain);
   Header expected = h;
   place_parts(&expected);
   if (std::memcmp(&expected, &h, sizeof h) != 0)
-    return corrupt("header: the index parts do not lie where their sizes put them");
+    return corrupt("header: the index parts do not lie where their sizes put them", kGetAgain);
   if (h.data_offset > h.file_bytes || h.data_offset > uint64_t(kMaxIndex))
-    return corrupt("header: the data starts at byte ", h.data_offset, ", expected at most ", h.file_bytes);
+    return corrupt("header: the data starts at byte ", h.data_offset, ", expected at most ", h.file_bytes,
+                   kGetAgain);
   if (std::any_of(std::begin(h.reserved), std::end(h.reserved), [](uint8_t b) { return b != 0; }))
-    return corrupt("header: reserved bytes are not zero");
+    return corrupt("header: reserved bytes are not zero", kGetAgain);
   return h;
 }
 
@@ -234,7 +243,8 @@ Status PackFile::Impl::read_tensor(const TensorRecord& r, uint64_t name_offset) 
   auto dtype = dtype_from_code(r.dtype);
   if (!dtype.ok()) return dtype.status().in("tensor \"" + e.name + "\"");
   e.dtype = *dtype;
-  if (r.flags & ~kScaled) return unsupported("tensor \"", e.name, "\": unknown flags ", int(r.flags));
+  if (r.flags & ~kScaled)
+    return unsupported("tensor \"", e.name, "\": unknown flags ", int(r.flags), "; try a newer version");
   if (r.rank < 1 || r.rank > Tensor::kMaxRank) return refuse("got rank ", int(r.rank), ", expected 1 to 4");
   e.shape.resize(r.rank);
   for (int d = 0; d < Tensor::kMaxRank; ++d) {
@@ -288,30 +298,24 @@ Status PackFile::Impl::read_aliases() {
 // Every extent's tensors lie one after the other as place_in_extent() says, so none overlap and none stick
 // out.
 Status PackFile::Impl::check_places() {
-  struct
-      Key {  // beside each other and not in the items: sorting is most of the work of opening a large table
-    int32_t extent;
-    uint32_t item;
-    uint64_t offset;
-  };
-  std::vector<Key> keys;
-  keys.reserve(items.size());
+  // First by extent, counted; then each extent's few by offset.
+  extent_begin.assign(extents.size() + 1, 0);
+  for (const Item& item : items)
+    if (item.alias_of < 0) ++extent_begin[size_t(item.extent) + 1];
+  std::partial_sum(extent_begin.begin(), extent_begin.end(), extent_begin.begin());
+  by_place.resize(extent_begin.back());
+  std::vector<uint32_t> next(extent_begin.begin(), extent_begin.end() - 1);
   for (size_t i = 0; i < items.size(); ++i)
-    if (items[i].alias_of < 0)
-      keys.push_back({items[i].extent, uint32_t(i), record<TensorRecord>(header.tensors, i).data_offset});
-  std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) {
-    return a.extent != b.extent ? a.extent < b.extent : a.offset < b.offset;
-  });
-  by_place.reserve(keys.size());
-  for (const Key& key : keys) by_place.push_back(key.item);
-  extent_begin.reserve(extents.size() + 1);
-  size_t at = 0;
+    if (items[i].alias_of < 0) by_place[next[size_t(items[i].extent)]++] = uint32_t(i);
+  const auto data_offset = [&](uint32_t i) { return record<TensorRecord>(header.tensors, i).data_offset; };
   for (size_t extent = 0; extent < extents.size(); ++extent) {
-    extent_begin.push_back(uint32_t(at));
-    if (at == by_place.size() || items[by_place[at]].extent != int32_t(extent))
-      return corrupt("extent ", extent, ": no tensor lies in it");
+    size_t at = extent_begin[extent];
+    const size_t last = extent_begin[extent + 1];
+    if (at == last) return corrupt("extent ", extent, ": no tensor lies in it");
+    std::sort(by_place.begin() + ptrdiff_t(at), by_place.begin() + ptrdiff_t(last),
+              [&](uint32_t a, uint32_t b) { return data_offset(a) < data_offset(b); });
     int64_t end = 0;
-    for (; at < by_place.size() && items[by_place[at]].extent == int32_t(extent); ++at) {
+    for (; at < last; ++at) {
       const PackEntry& e = items[by_place[at]].entry;
       const auto r = record<TensorRecord>(header.tensors, by_place[at]);
       auto place = place_in_extent(e, &end);
@@ -323,7 +327,6 @@ Status PackFile::Impl::check_places() {
                        ", expected ", place->data_offset, " and ", place->scale_offset);
     }
   }
-  extent_begin.push_back(uint32_t(at));
 
   for (size_t i = 0; i < items.size(); ++i) {
     Item& item = items[i];

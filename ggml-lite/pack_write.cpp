@@ -36,7 +36,19 @@ Result<int> open_other_partial(const std::string& path) {
   struct stat opened;
   if (fstat(fd, &opened) == 0 && S_ISREG(opened.st_mode)) return fd;
   ::close(fd);
-  return invalid_argument("create ", path, ": it is there and is not a file");
+  return invalid_argument("create ", path, ": it is there and is not a file; try another name");
+}
+
+// A file that is there and begins with anything else is somebody else's. One of a writer that was killed may be empty.
+Status check_own(const std::string& path, std::string_view magic) {
+  const auto file = File::open(path);
+  if (!file.ok()) return file.status().code() == Code::NotFound ? Status() : file.status();
+  std::string start(size_t(std::min(int64_t(magic.size()), file->bytes())), '\0');
+  LITE_TRY(file->read(0, std::as_writable_bytes(std::span(start))));
+  if (magic.starts_with(start)) return {};
+  return invalid_argument("create ", path,
+                          ": it is there and was not made by this program, which would replace it; move it "
+                          "away, or choose another name");
 }
 
 Status check_no_only_copy(const std::string& path, const std::optional<Journal::Content>& journal) {
@@ -308,7 +320,7 @@ Status PackWriter::Impl::start() {
   for (const PackPart& part : parts) {
     struct stat there;
     if (::stat(part.path.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
-      return invalid_argument("create ", part.path, ": it is there and is not a file");
+      return invalid_argument("create ", part.path, ": it is there and is not a file; try another name");
   }
   LITE_ASSIGN(const int first, open_locked(partial(0), O_CREAT));
   fds.push_back(first);
@@ -352,7 +364,12 @@ bool PackWriter::Impl::resume(const Journal::Content& content) {
 Status PackWriter::Impl::may_begin_anew(const std::optional<Journal::Content>& old) const {
   Status may = check_no_only_copy(path, old);
   if (options.only_resume)
-    may = corrupt("create ", path, ": the partial files of the earlier start are not there any more");
+    may = corrupt(
+        "create ", path, ": the partial files of the earlier start are not there any more, or are not as ",
+        journal_path(), " says; put them back, or get the files that were consumed again and delete ",
+        journal_path());
+  for (size_t i = 0; i < parts.size() && may.ok(); ++i) may = check_own(partial(i), kMagic);
+  if (may.ok()) may = check_own(journal_path(), Journal::kMagic);
   struct stat s;
   if (!may.ok() && fstat(fds[0], &s) == 0 && s.st_size == 0)
     ::unlink(partial(0).c_str());  // maybe made just now
@@ -379,6 +396,7 @@ Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) 
       fds.push_back(fd);
     }
     if (::ftruncate(fds[i], 0) != 0) return errno_status("create " + partial(i), errno);
+    LITE_TRY(write_at(i, 0, std::as_bytes(std::span(kMagic))));  // so that the next writer knows it
   }
   LITE_TRY(check_disk());
   if (options.resume_key.empty()) return {};

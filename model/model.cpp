@@ -13,16 +13,24 @@ Model::Model(std::optional<lite::PackFile> file, Config config)
     const int64_t dim = config_.rotary_dim(l);
     if (!inv_freq_.contains(dim)) inv_freq_[dim] = config_.rope_inv_freq(dim);
   }
-  by_name_.reserve(table_.size());  // the table's own names: a file cannot make them collide
-  for (size_t i = 0; i < table_.size(); ++i) {
-    by_name_.emplace(table_[i].name, i);
-    for (const std::string& name : table_[i].also) by_name_.emplace(name, i);
-  }
   items_.resize(table_.size());
   if (!file_) return;
-  for (const lite::PackFile::Item& item : file_->items())
-    if (const auto at = by_name_.find(item.entry.name); at != by_name_.end())
-      if (!items_[at->second] || item.entry.name == table_[at->second].name) items_[at->second] = &item;
+  for (size_t i = 0; i < table_.size(); ++i) {
+    items_[i] = file_->find(table_[i].name);
+    for (const std::string& name : table_[i].also)
+      if (!items_[i]) items_[i] = file_->find(name);
+  }
+}
+
+const std::unordered_map<std::string_view, size_t>& Model::by_name() const {
+  std::call_once(named_, [this] {
+    by_name_.reserve(table_.size());  // the table's own names: a file cannot make them collide
+    for (size_t i = 0; i < table_.size(); ++i) {
+      by_name_.emplace(table_[i].name, i);
+      for (const std::string& name : table_[i].also) by_name_.emplace(name, i);
+    }
+  });
+  return by_name_;
 }
 
 Tensor Model::rope_inv_freq(int64_t dim) const {
@@ -145,8 +153,8 @@ Status Model::check_tensors() const {
 }
 
 Tensor Model::tensor(const std::string& name) const {
-  const auto at = by_name_.find(name);
-  if (at == by_name_.end()) return {};
+  const auto at = by_name().find(name);
+  if (at == by_name().end()) return {};
   if (const lite::PackFile::Item* item = items_[at->second]) return item->tensor;
   const std::string& same_as = table_[at->second].same_as;
   return same_as.empty() ? Tensor() : tensor(same_as);
@@ -262,7 +270,7 @@ const std::string& Model::describe() {
   all.set("layers", std::move(layers));
   all.set("sections", Json::Array(file_->section_names().begin(), file_->section_names().end()));
   if (const std::string_view* text = file_->section("provenance.json"))
-    if (auto provenance = Json::parse(*text, "provenance.json"); provenance.ok())
+    if (auto provenance = Json::parse(*text, "provenance.json"); provenance.ok() && provenance->object())
       all.set("provenance", *provenance);
   all.set("tensors", std::move(tensors));
   description_ = all.dump();

@@ -55,14 +55,17 @@ class Model {
  private:
   Model(std::optional<lite::PackFile> file, Config config);
   Status check_tensors() const;
+  // Where in the table a name is, under all of a tensor's names. Built at the first call: to open a model takes none.
+  const std::unordered_map<std::string_view, size_t>& by_name() const;
 
   std::optional<lite::PackFile> file_;
   std::deque<lite::PackFile::Item> outline_;  // what a file would hold, where there is none
   Config config_;
   std::vector<TensorInfo> table_;
-  std::unordered_map<std::string_view, size_t> by_name_;  // where in the table, under all names
-  std::vector<const lite::PackFile::Item*> items_;        // of each tensor of the table
-  std::map<int64_t, std::vector<float>> inv_freq_;        // by dimension
+  std::vector<const lite::PackFile::Item*> items_;  // of each tensor of the table
+  mutable std::once_flag named_;
+  mutable std::unordered_map<std::string_view, size_t> by_name_;  // use by_name()
+  std::map<int64_t, std::vector<float>> inv_freq_;                // by dimension
   lite::DeviceWeights device_weights_;
   std::mutex evaluation_, describing_;
   std::string description_;

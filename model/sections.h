@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -15,6 +16,7 @@ inline constexpr std::string_view kCheckpointFiles[] = {
 // Also kept: its files *.jinja. In a section's name, which is that of a plain file, the folder ends with ':'.
 inline constexpr std::string_view kTemplateFolder = "additional_chat_templates";
 inline constexpr std::string_view kTemplateEnding = ".jinja";
+inline constexpr int64_t kMaxCheckpointFile = int64_t(64) << 20;  // bytes of one; real ones have up to 33 MB
 inline constexpr std::string_view kProvenance = "provenance.json";
 
 // Whether `name` is "additional_chat_templates", the separator, and the name of a template's file.

@@ -17,23 +17,22 @@ std::string make_shards(const std::string& folder) {
     return bytes + header;
   };
   std::filesystem::create_directory(folder + "/in");
-  fuzz::write_file(folder + "/out.safetensors",
-                   shard(R"({"w": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}})"));
-  fuzz::write_file(folder + "/in/a.safetensors",
-                   shard(R"({"x":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
-                         R"("y":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})") +
-                       "abc");
-  fuzz::write_file(folder + "/in/b.safetensors",
-                   shard(R"({"z": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})") + "abcd");
+  spill(folder + "/out.safetensors",
+        shard(R"({"w": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}})"));
+  spill(folder + "/in/a.safetensors", shard(R"({"x":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+                                            R"("y":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})") +
+                                          "abc");
+  spill(folder + "/in/b.safetensors",
+        shard(R"({"z": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})") + "abcd");
   return folder + "/in";
 }
 
 }  // namespace
 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const fuzz::Folder memory;
+  static const TempDir memory(fuzz::kMemory);
   static const std::string folder = make_shards(memory.path());
-  fuzz::write_file(folder + "/model.safetensors.index.json", fuzz::text_of(data, size));
+  spill(folder + "/model.safetensors.index.json", fuzz::text_of(data, size));
   const auto checkpoint = dsv3::Checkpoint::open(folder);
   fuzz::check(checkpoint.status());
   if (!checkpoint.ok()) return 0;

@@ -11,18 +11,17 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "ggml-lite/status.h"
+#include "tests/unit/temp_dir.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace fuzz {
+
+constexpr const char* kMemory = "/dev/shm";  // where a TempDir costs no disk
 
 inline void require(bool promise, const char* what) {
   if (promise) return;
@@ -69,35 +68,6 @@ class MemoryFile {
 
  private:
   int fd_;
-  std::string path_;
-};
-
-inline void write_file(const std::string& path, std::string_view bytes) {
-  std::ofstream out(path, std::ios::binary | std::ios::trunc);
-  out.write(bytes.data(), std::streamsize(bytes.size()));
-  require(out.good(), "a file can be written");
-}
-inline std::string read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-// A folder in memory, removed at the end.
-class Folder {
- public:
-  Folder() : path_("/dev/shm/dsv3-fuzz-XXXXXX") {
-    require(mkdtemp(path_.data()) != nullptr, "a folder in memory");
-  }
-  ~Folder() {
-    std::error_code error;
-    std::filesystem::remove_all(path_, error);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  const std::string& path() const { return path_; }
-
- private:
   std::string path_;
 };
 

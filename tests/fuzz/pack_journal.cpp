@@ -7,6 +7,7 @@
 
 #include "ggml-lite/hash.h"
 #include "ggml-lite/pack.h"
+#include "ggml-lite/pack_format.h"
 #include "tests/fuzz/fuzz.h"
 
 using namespace lite;
@@ -42,11 +43,11 @@ void put_check(std::string* bytes, size_t from, size_t n, std::string_view more 
 }  // namespace
 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const fuzz::Folder folder;
+  static const TempDir folder(fuzz::kMemory);
   static const std::string path = folder.path() + "/m", journal = path + ".journal";
   static const std::string own = [] {
     fuzz::check(start_writer(path).status());
-    return fuzz::read_file(journal);
+    return slurp(journal);
   }();
   if (size == 0) return 0;
   std::string bytes(fuzz::text_of(data + 1, size - 1));
@@ -58,7 +59,7 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (size_t at = kHead + key_bytes; bytes.size() - at >= kRecord; at += kRecord)
       put_check(&bytes, at, kRecord - sizeof(uint64_t));
   }
-  fuzz::write_file(journal, bytes);
+  spill(journal, bytes);
 
   const auto content = pack::Journal::read(journal);
   if (content) {
@@ -70,11 +71,15 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (content && content->file_count > 8) return 0;  // so many files are only looked for
   const auto named = finish_naming(path);
   fuzz::check(named.status());
-  fuzz::write_file(path + ".partial", std::string(5 * 4096, '\0'));
+  std::string partial(5 * 4096, '\0');
+  partial.replace(0, pack::kMagic.size(), pack::kMagic);
+  spill(path + ".partial", partial);
   const auto writer = start_writer(path);
   fuzz::check(writer.status());
   if (!writer.ok()) {
-    fuzz::require(content && content->is_only_copy(), "only the journal of a sole copy stops a writer");
+    const bool foreign = !pack::Journal::kMagic.starts_with(std::string_view(bytes).substr(0, 8));
+    fuzz::require(foreign || (content && content->is_only_copy()),
+                  "only the journal of a sole copy or somebody else's file stops a writer");
     return 0;
   }
   int64_t durable = 0;

@@ -18,9 +18,9 @@ void ok(dsv3_status status) {
 }
 
 dsv3_model* make_model() {
-  const fuzz::Folder folder;
-  fuzz::write_file(folder.path() + "/config.json",
-                   R"({"model_type": "deepseek_v3", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 4,
+  const TempDir folder(fuzz::kMemory);
+  spill(folder.path() + "/config.json",
+        R"({"model_type": "deepseek_v3", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 4,
       "moe_intermediate_size": 4, "num_hidden_layers": 2, "num_attention_heads": 1, "n_routed_experts": 4,
       "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "q_lora_rank": null,
       "kv_lora_rank": 4, "qk_nope_head_dim": 2, "qk_rope_head_dim": 2, "v_head_dim": 2,

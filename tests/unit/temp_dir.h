@@ -1,18 +1,23 @@
-// A folder for one test, gone with it, and whole files in and out.
+// A folder for one test or fuzz target, gone with it, and whole files in and out. What cannot be made ends the program.
 #pragma once
 
 #include <unistd.h>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 class TempDir {
  public:
-  TempDir() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "dsv3-unit-XXXXXX").string();
-    path_ = mkdtemp(pattern.data());
+  explicit TempDir(const std::filesystem::path& parent = std::filesystem::temp_directory_path())
+      : path_((parent / "dsv3-test-XXXXXX").string()) {
+    if (mkdtemp(path_.data())) return;
+    std::perror("a folder for tests");
+    std::abort();
   }
   ~TempDir() {
     std::error_code error;
@@ -41,6 +46,10 @@ inline std::string slurp(const std::string& path) {
   return out.str();
 }
 
-inline void spill(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc).write(bytes.data(), std::streamsize(bytes.size()));
+inline void spill(const std::string& path, std::string_view bytes) {
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  out.write(bytes.data(), std::streamsize(bytes.size()));
+  if (out.good()) return;
+  std::perror(path.c_str());
+  std::abort();
 }

@@ -56,6 +56,14 @@ TEST_CASE("export: nothing is made of a damaged file, nor a file of an unknown s
   REQUIRE(writer->append(std::vector<std::byte>(4), {}).ok());
   REQUIRE(writer->finish().ok());
   says(export_checkpoint(dir / "evil", dir / "x", 1 << 30).status(), Code::Unsupported, {"\"evil.py\""});
+  for (const char* provenance : {"[]", "1", R"({"dtype": 1})", R"({"fused": {}})", "\xEF\xBB\xBF{}", ""}) {
+    CAPTURE(provenance);
+    auto strange = lite::PackWriter::create(dir / "strange", Json(Json::Object()),
+                                            {{"provenance.json", provenance}}, {{{entry}}}, {});
+    REQUIRE(strange->append(std::vector<std::byte>(4), {}).ok());
+    REQUIRE(strange->finish().ok());
+    says(export_checkpoint(dir / "strange", dir / "x", 1 << 30).status(), Code::Corrupt, {"provenance.json"});
+  }
   CHECK(!fs::exists(dir / "x"));
   CHECK(!fs::exists(dir / "x.partial"));
 }

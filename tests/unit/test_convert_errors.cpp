@@ -252,7 +252,7 @@ TEST_CASE("convert: source and destination") {
   };
   fails({dir / "none", dir / "m", {}, false}, Code::NotFound, "there is no such folder");
   fails({dir / "src/config.json", dir / "m", {}, false}, Code::InvalidArgument,
-        "it is a file, expected the folder");
+        "it is a file, expected a folder; give the one");
   std::filesystem::create_directory(dir / "empty");
   fails({dir / "empty", dir / "m", {}, false}, Code::NotFound, "it has no config.json");
   fails({dir / "src", dir / "none/m", {}, false}, Code::NotFound, "No such file");

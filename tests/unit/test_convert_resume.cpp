@@ -195,7 +195,7 @@ TEST_CASE("convert: shards are consumed, and an interrupted conversion needs the
       says(check(dir / "src", "", dir / "good", 1), Code::InvalidArgument,
            {".safetensors was consumed by a conversion that did not end"});
       says(convert(to(dir, "elsewhere", true)).status(), Code::InvalidArgument,
-           {"were consumed by a conversion that did not end", "its journal is gone"});
+           {".safetensors: consumed by a conversion that did not end", "its journal is gone"});
       ConvertOptions other = to(dir, "m", true);
       other.dtype = DType::BF16;
       says(convert(other).status(), Code::InvalidArgument, {"it had other options"});
@@ -210,6 +210,151 @@ TEST_CASE("convert: shards are consumed, and an interrupted conversion needs the
     CHECK(shards_in(dir / "src").empty());
     CHECK(!fs::exists(dir / "m.journal"));
   }
+}
+
+TEST_CASE("convert: a shard that was consumed and is got again") {
+  TempDir dir;
+  const Source source;
+  source.write_sharded(dir / "src");
+  REQUIRE(convert(to(dir, "good")).ok());
+  CHECK(!interrupted(to(dir, "n"), 0.3).ok());  // another conversion of the same
+  CHECK(!interrupted(to(dir, "m", true), 1.0).ok());
+  CHECK(!interrupted(to(dir, "m", true), 0.0).ok());  // what is durable is consumed at the start
+  std::vector<std::string> consumed, kept;
+  for (int i = 0; i < 3; ++i) {
+    const std::string name = lite::str(i, ".safetensors");
+    (fs::exists(dir / ("src/" + name)) ? kept : consumed).push_back(name);
+  }
+  REQUIRE(!consumed.empty());
+  REQUIRE(!kept.empty());
+  says(convert(to(dir, "n")).status(), Code::InvalidArgument,
+       {consumed[0] + ": consumed by another conversion", "is not in " + (dir / "n"), "get the file again"});
+
+  source.write_sharded(dir / "again");
+  const auto later = fs::file_time_type::clock::now() + std::chrono::hours(1);
+  const auto get_again = [&](const std::string& name) {
+    fs::copy_file(dir / ("again/" + name), dir / ("src/" + name), fs::copy_options::overwrite_existing);
+    fs::last_write_time(dir / ("src/" + name), later);
+  };
+  fs::copy(dir / "src", dir / "src_before");
+  const std::string partial = slurp(dir / "m.partial"), journal = slurp(dir / "m.journal");
+  const auto as_before = [&] {
+    fs::remove_all(dir / "src");
+    fs::create_directory(dir / "src");
+    for (const auto& entry : fs::directory_iterator(dir / "src_before")) {
+      const std::string path = (dir / "src/") + entry.path().filename().string();
+      fs::copy_file(entry.path(), path);
+      fs::last_write_time(path, fs::last_write_time(entry.path()));
+    }
+    fs::remove(dir / "m");
+    spill(dir / "m.partial", partial);
+    spill(dir / "m.journal", journal);
+  };
+  // With the times of before: copying gave the copies others.
+  for (const std::string& name : shards_in(dir / "src"))
+    fs::last_write_time(dir / ("src_before/" + name), fs::last_write_time(dir / ("src/" + name)));
+
+  // One or all of them, with --consume or without, and interrupted once more.
+  for (const bool all : {false, true})
+    for (const bool consume : {false, true}) {
+      CAPTURE(all);
+      CAPTURE(consume);
+      as_before();
+      for (const std::string& name : consumed) {
+        get_again(name);
+        if (!all) break;
+      }
+      CHECK(!interrupted(to(dir, "m", consume), 0.0).ok());
+      Notes notes;
+      const auto summary = convert(to(dir, "m", consume), notes.callbacks());
+      REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+      CHECK(notes.has("got again after they were consumed, and not needed: " + consumed[0]));
+      CHECK(slurp(dir / "m") == slurp(dir / "good"));
+      CHECK(!fs::exists(dir / "m.journal"));
+      CHECK(fs::exists(dir / ("src/" + consumed[0])));
+      for (const std::string& name : shards_in(dir / "src")) CHECK(!name.ends_with(".consumed"));
+    }
+
+  // One that is not what it was, and one that was not consumed and has changed: which, and how.
+  as_before();
+  Source other = source;
+  other.tensors["extra"] = {"F32", {1}, std::string(4, '\0')};
+  other.write_sharded(dir / "other");
+  fs::copy_file(dir / "other/0.safetensors", dir / "src/" + consumed[0]);
+  says(convert(to(dir, "m", true)).status(), Code::Corrupt, {"tensors of its shards: extra"});
+  as_before();
+  for (const std::string& name : consumed) get_again(name);
+  fs::last_write_time(dir / ("src/" + kept[0]), later);
+  says(convert(to(dir, "m", true)).status(), Code::InvalidArgument,
+       {"the checkpoint has changed since: " + kept[0] + ": got ", " UTC, expected ",
+        "m.partial holds the only copy", "delete"});
+  as_before();
+  fs::last_write_time(dir / ("src/" + kept[0]), later);
+  says(convert(to(dir, "m", true)).status(), Code::InvalidArgument,
+       {consumed[0] + ": consumed by a conversion", "has changed since: " + kept[0] + ": got ",
+        "get these files again"});
+
+  // All of the checkpoint is there again, and of the conversion less and less.
+  as_before();
+  for (const std::string& name : consumed) get_again(name);
+  fs::remove(dir / "m.partial");
+  says(convert(to(dir, "m", true)).status(), Code::Corrupt,
+       {"are not there any more", "delete " + (dir / "m.journal")});
+  fs::remove(dir / "m.journal");
+  CHECK(!interrupted(to(dir, "m", true), 1.0).ok());
+  REQUIRE(convert(to(dir, "m", true)).ok());
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+  CHECK(shards_in(dir / "src").empty());
+}
+
+TEST_CASE("convert: --force replaces a model that is split otherwise, and no other file") {
+  TempDir dir;
+  const Source source;
+  source.write(dir / "src");
+  REQUIRE(convert(to(dir, "good.dsv3")).ok());
+  REQUIRE(convert(to(dir, "m2.dsv3", false, 220'000)).ok());  // another model, of a name that begins like it
+  const size_t others = dir.names().size();
+  // Names like those of the model's files, on what are none of its files.
+  const std::vector<std::string> strange = {"m-00001-of-00009.dsv3", "m-00002-of-00002.dsv3", "m-x.dsv3"};
+  spill(dir / strange[0], "precious");
+  spill(dir / strange[1], slurp(dir / "good.dsv3"));
+  spill(dir / strange[2], slurp(dir / "good.dsv3"));
+  const auto files_of_model = [&] { return dir.names().size() - others - strange.size(); };
+  const auto write = [&](int64_t split, bool force) {
+    ConvertOptions options = to(dir, "m.dsv3", false, split);
+    options.force = force;
+    Notes notes;
+    const auto summary = convert(options, notes.callbacks());
+    REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+    CHECK(PackFile::open(summary->files[0].path)->verify().ok());
+    CHECK(notes.has("of the model that was replaced") == force);
+    return summary->files.size();
+  };
+  const size_t small = write(220'000, false), one = write(0, false);
+  CHECK(files_of_model() == small + one);  // not without --force
+  fs::remove(dir / "m.dsv3");
+  CHECK(write(0, true) == 1);
+  CHECK(files_of_model() == 1);
+  CHECK(slurp(dir / "m.dsv3") == slurp(dir / "good.dsv3"));
+  const size_t large = write(330'000, true);
+  CHECK(large != small);
+  CHECK(files_of_model() == large);
+  CHECK(write(220'000, true) == small);
+  CHECK(files_of_model() == small);
+  CHECK(slurp(dir / strange[0]) == "precious");
+  CHECK(slurp(dir / strange[1]) == slurp(dir / "good.dsv3"));
+
+  // Nothing goes before the new one is there.
+  ConvertOptions force = to(dir, "m.dsv3");
+  force.force = true;
+  CHECK(!interrupted(force).ok());
+  CHECK(files_of_model() == small + 2);  // a partial file and its journal
+  RandomOptions random;
+  random.config = dir / "src/config.json";
+  random.out = dir / "m.dsv3";
+  random.force = true;
+  REQUIRE(write_random_model(random, {}).ok());
+  CHECK(files_of_model() == 1);
 }
 
 TEST_CASE("convert: names that were to be given yet are given, whatever comes then") {

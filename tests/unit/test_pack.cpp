@@ -350,7 +350,23 @@ TEST_CASE("pack: a file appears when it is complete and not before") {
   CHECK(dir.names() == std::vector<std::string>{"m"});
   CHECK(slurp(dir / "m") == "old");
 
-  spill(dir / "m.partial", std::string(1 << 20, 'x'));  // of a writer that was killed
+  // Somebody else's file, or the same of a writer that was killed.
+  for (const char* name : {"m.partial", "m.journal"}) {
+    for (const std::string& foreign : {std::string(1 << 20, 'x'), std::string("D"), std::string("DSV3")}) {
+      spill(dir / name, foreign + "\n");
+      const Status refused = c.write(dir / "m");
+      CHECK(refused.code() == Code::InvalidArgument);
+      CHECK_MESSAGE(refused.message().find(dir / name + ": it is there and was not made by this program") !=
+                        std::string::npos,
+                    refused.message());
+      CHECK(slurp(dir / name) == foreign + "\n");
+      CHECK(dir.names().size() == 2);
+    }
+    spill(dir / name, "");
+    REQUIRE(c.write(dir / "m").ok());
+    CHECK(dir.names() == std::vector<std::string>{"m"});
+  }
+  spill(dir / "m.partial", "DSV3PACK" + std::string(1 << 20, 'x'));
   REQUIRE(c.write(dir / "m").ok());
   CHECK(dir.names() == std::vector<std::string>{"m"});
   const std::string bytes = slurp(dir / "m");

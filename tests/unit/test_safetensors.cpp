@@ -48,7 +48,7 @@ std::vector<std::string> names_of(const SafetensorsFile& file) {
 TEST_CASE("safetensors: valid files") {
   TempDir dir;
   const std::string path = dir / "x.safetensors";
-  const std::string header = "  {" + entry("b", "F32", "[2]", "[6,14]") +
+  const std::string header = "{" + entry("b", "F32", "[2]", "[6,14]") +
                              ",\"__metadata__\":{\"format\":\"pt\"}," + entry("scalar", "U8", "[]", "[5,6]") +
                              "," + entry("empty", "F64", "[0,7]", "[5,5]") + "," +
                              entry("a", "F4", "[5,2]", "[0,5]") + "}  \n  ";
@@ -91,16 +91,18 @@ TEST_CASE("safetensors: valid files") {
 TEST_CASE("safetensors: the rules of the format") {
   refused("", "got 0 bytes");
   refused("1234567", "got 7 bytes");
-  refused("12345678", "not a safetensors file");
-  refused(std::string("\x01\xE1\xF5\x05\0\0\0\0", 8), "100000001 bytes, expected at most 100000000");
-  refused(std::string("\0\xE1\xF5\x05\0\0\0\0", 8), "cut off");
+  refused("12345678", "is it a safetensors file");
+  refused(std::string("\x01\0\0\x04\0\0\0\0", 8), "67108865 bytes, expected at most 67108864");
+  refused(std::string("\0\0\0\x04\0\0\0\0", 8), "cut off");
   refused(std::string(8, '\xFF') + "{}", "18446744073709551615");
-  refused(std::string("\0\0\0\0\0\0\0\x80", 8) + "{}", "not a safetensors file");
+  refused(std::string("\0\0\0\0\0\0\0\x80", 8) + "{}", "is it a safetensors file");
   refused(std::string("\x03\0\0\0\0\0\0\0{}", 10), "cut off");
-  refused(std::string(8, '\0'), "not valid JSON");
+  refused(std::string(8, '\0'), "does not begin with {");
+  for (const char* before : {" ", "\n", "\xEF\xBB\xBF", "["})
+    refused(safetensors_of(std::string(before) + "{}", ""), "does not begin with {");
   refused(safetensors_of("{\"\xFF\":1}", ""), "not valid JSON");
   refused(safetensors_of("{", ""), "not valid JSON");
-  refused(safetensors_of("[]", ""), "expected an object");
+  refused(safetensors_of("[]", ""), "expected a JSON object; get the file again");
   refused(safetensors_of("{} {}", ""), "not valid JSON");
   refused("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull");
 
