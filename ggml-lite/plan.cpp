@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ggml-lite/staging.h"
+
 namespace lite {
 namespace {
 
@@ -188,6 +190,9 @@ void bind(Graph* g, const Plan& plan, std::span<std::byte* const> arenas,
   }
   for (Value& v : g->values)
     if (g->storages[v.storage].kind != Kind::Weight) v.tensor.data = g->storages[v.storage].data + v.offset;
+  for (const Node& n : g->nodes)
+    if (n.op == Op::MoeFfn && n.in.size() > 3)
+      point_into(&g->experts[std::get<MoeParams>(n.params).experts], g->tensor(n.in[3]).data);
 }
 
 }  // namespace lite
