@@ -367,6 +367,10 @@ typedef struct dsv3_session_options {
    * attention, dense_ffn, router, shared_experts, routed_experts, mtp or head; N counts the GPUs in use. Of rules for one
    * part the last holds. "layers 3-20 routed_experts=cuda; layers 21-60 experts 0-63=cuda; head=cpu" */
   const char* place;
+  /* Prompts, in passes of at least so many tokens: routed experts that are on the host are brought to a GPU layer by layer and
+   * computed there, which takes up to half a GiB more of its memory and a GiB of the host's. Default: where that is less work
+   * than computing them on the host, for a link of 25 GB/s and a host of 1 TFLOPS (DeepSeek-V3: 641); below 0: never. */
+  int32_t stream_from;
 } dsv3_session_options;
 
 /* Bytes a session takes, known before any is allocated. */

@@ -66,6 +66,7 @@ Result<dsv3::SessionOptions> dsv3::api::session_options(const dsv3_model& m,
   LITE_TRY(in_range("session options", "gpu_memory", o.gpu_memory, 0, INT64_MAX));
   s.gpu_memory = o.gpu_memory;
   if (o.place) s.place = o.place;
+  if (o.stream_from) s.stream_from = std::max(o.stream_from, 0);
   return s;
 }
 

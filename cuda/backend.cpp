@@ -31,6 +31,7 @@ void launch_node(const Graph& g, const Node& n, const Step& step) {
     case Op::Concat: return cuda::concat(g, n, step);
     case Op::SelectRows: return cuda::select_rows(g, n, step);
     case Op::Copy: return cuda::copy(g, n, step);
+    case Op::Stage: return;  // refused by check_node
   }
 }
 
@@ -51,6 +52,7 @@ Status check_node(const Graph& g, const Node& n) {
     case Op::AttentionMasked: return cuda::check_attention(g, n);
     case Op::Route: return cuda::check_route(g, n);
     case Op::MoeFfn: return cuda::check_moe(g, n);
+    case Op::Stage: return unsupported("stage on a GPU: it is the host's work");
     default: return {};
   }
 }

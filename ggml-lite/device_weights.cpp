@@ -1,22 +1,11 @@
 #include "ggml-lite/device_weights.h"
 
+#include "ggml-lite/staging.h"
+
 namespace lite {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-
-// Bytes from the first element to the end of the last, and of the grid of scales.
-int64_t data_bytes(const Tensor& t) {
-  int64_t bytes = size_of(t.dtype);
-  for (int i = 0; i < t.rank; ++i) bytes += (t.shape[i] - 1) * t.stride[i];
-  return bytes;
-}
-int64_t scale_bytes(const Tensor& t) {
-  const Scale& s = t.scale;
-  const int64_t last_row = (s.row0 + t.shape[0] - 1) / s.block_rows,
-                last_col = (s.col0 + t.shape[1] - 1) / s.block_cols;
-  return last_row * s.row_stride + (last_col + 1) * size_of(s.dtype);
-}
 
 // Calls use(tensor) for every weight that `device` reads.
 template <class Use>
@@ -24,7 +13,7 @@ void each_weight(Graph* g, int device, Use&& use) {
   for (Value& v : g->values)
     if (v.device == device && g->storages[v.storage].kind == Kind::Weight) use(&v.tensor);
   for (const Node& n : g->nodes) {
-    if (n.op != Op::MoeFfn || n.device != device) continue;
+    if (n.op != Op::MoeFfn || n.device != device || n.in.size() > 3) continue;  // or staged
     ExpertSet& set = g->experts[std::get<MoeParams>(n.params).experts];
     const auto network = [&](FfnWeights* f) {
       for (Tensor* t : {&f->gate, &f->up, &f->down, &f->up_bias, &f->down_bias})

@@ -35,6 +35,7 @@ enum class Op : uint8_t {
   Concat,
   SelectRows,
   Copy,
+  Stage,
 };
 const char* op_name(Op op);
 

@@ -1,5 +1,7 @@
 #include "ggml-lite/ops.h"
 
+#include "ggml-lite/staging.h"
+
 namespace lite {
 
 const char* op_name(Op op) {
@@ -21,7 +23,8 @@ const char* op_name(Op op) {
                                       "add",
                                       "concat",
                                       "select_rows",
-                                      "copy"};
+                                      "copy",
+                                      "stage"};
   return names[int(op)];
 }
 
@@ -314,7 +317,7 @@ Builder::Routing Builder::route(Var logits, Var bias, const RouteParams& p, Var 
   return {ids, weights};
 }
 
-Var Builder::moe_ffn(Var x, Var ids, Var weights, ExpertSet experts, Rounding rounding) {
+Var Builder::moe_ffn(Var x, Var ids, Var weights, ExpertSet experts, Rounding rounding, Var staged) {
   if (!usable({x, ids, weights})) return Var::none();
   const int64_t d = t(x).shape[1];
   const auto fits = [d, gated = experts.activation == Activation::SwiGlu](const FfnWeights& w) {
@@ -332,8 +335,29 @@ Var Builder::moe_ffn(Var x, Var ids, Var weights, ExpertSet experts, Rounding ro
     return Var::none();
   g_.experts.push_back(std::move(experts));
   const Var y = like(x);
-  append(Op::MoeFfn, {x, ids, weights}, {y}, MoeParams{int32_t(g_.experts.size()) - 1, rounding});
+  std::vector<Var> in = {x, ids, weights};
+  if (staged) in.push_back(staged);
+  append(Op::MoeFfn, std::move(in), {y}, MoeParams{int32_t(g_.experts.size()) - 1, rounding});
   return y;
+}
+
+Var Builder::stage(const ExpertSet& experts, int device) {
+  const int mine = std::exchange(device_, 0);
+  g_.experts.push_back(experts);
+  const Var bytes =
+      output(DType::I32, {ceil_div(staged_bytes(experts), kStagedRow), kStagedRow / 4}, Rows::Fixed);
+  std::vector<Var> after;
+  if (arrived_.size() >= 2) after.push_back(arrived_[arrived_.size() - 2]);
+  append(Op::Stage, std::move(after), {bytes}, MoeParams{int32_t(g_.experts.size()) - 1, Rounding::None});
+  device_ = device;
+  const Var there = here(bytes);
+  Value first = g_.value(there);
+  first.tensor = slice_rows(first.tensor, 0, 1);
+  g_.values.push_back(first);
+  device_ = 0;
+  arrived_.push_back(here({int32_t(g_.values.size()) - 1}));
+  device_ = mine;
+  return there;
 }
 
 Var Builder::silu_mul(Var gate, Var up) {

@@ -107,8 +107,13 @@ class Builder {
   Routing route(Var logits, Var bias, const RouteParams& params, Var chosen = Var::none());
 
   // x [T, d], ids and weights [T, K] -> [T, d]: sum over k in order of w_k * expert_{ids_k}(x), then + shared(x).
-  // Experts the set does not hold add nothing. Rounding as in linear, also before down.
-  Var moe_ffn(Var x, Var ids, Var weights, ExpertSet experts, Rounding rounding);
+  // Experts the set does not hold add nothing. Rounding as in linear, also before down. With `staged` the weights are
+  // those that stage() has brought, of an equal set.
+  Var moe_ffn(Var x, Var ids, Var weights, ExpertSet experts, Rounding rounding, Var staged = Var::none());
+
+  // The weights of experts of the host's memory as bytes on another device (staging.h): the host copies them to memory that
+  // both reach, while the device is busy with what came before. At most two are under way.
+  Var stage(const ExpertSet& experts, int device);
 
   // gate, up [T, n] -> silu(gate) * up, silu(z) = z / (1 + exp(-z)).
   Var silu_mul(Var gate, Var up);
@@ -133,6 +138,7 @@ class Builder {
   Status status_;
   int device_ = 0;
   std::map<std::pair<int32_t, int>, Var> copies_;  // (value, device) -> its copy there
+  std::vector<Var> arrived_;  // by stage(): a value on the host that is there when the device has the bytes
 };
 
 }  // namespace lite

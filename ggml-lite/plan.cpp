@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ggml-lite/staging.h"
+
 namespace lite {
 namespace {
 
@@ -70,13 +72,13 @@ struct Lifetime {
   int64_t first = -1, last = -1;  // nodes; -1: never used
 };
 
-// The last node before which `reader`, a segment of another device, may still be reading what `owner` holds: it is done
-// where a segment of the owner runs after it or after a later one of its device.
-int64_t end_of_reading(const Graph& g, const std::vector<Segment>& segments, size_t reader, int owner) {
-  for (size_t s = reader + 1; s < segments.size(); ++s) {
+// The last node before which `user`, a segment of another device, may still be reading or writing what `owner` holds: it is
+// done where a segment of the owner runs after it or after a later one of its device.
+int64_t end_of_use(const Graph& g, const std::vector<Segment>& segments, size_t user, int owner) {
+  for (size_t s = user + 1; s < segments.size(); ++s) {
     if (segments[s].device != owner) continue;
     for (const int32_t other : segments[s].after)
-      if (other >= int32_t(reader) && segments[other].device == segments[reader].device)
+      if (other >= int32_t(user) && segments[other].device == segments[user].device)
         return segments[s].first_node - 1;
   }
   return int64_t(g.nodes.size());
@@ -98,14 +100,17 @@ std::vector<Lifetime> lifetimes(const Graph& g, const std::vector<Segment>& segm
     touch(n.workspace, int64_t(i));
   }
   const int64_t end = int64_t(g.nodes.size());
-  // Another device may read late.
+  // Another device may be late, with reading and with writing.
   for (size_t s = 0; s < segments.size(); ++s)
-    for (int32_t i = 0; i < segments[s].n_nodes; ++i)
-      for (const Var v : g.nodes[segments[s].first_node + i].in) {
-        if (!v || g.value(v).device == segments[s].device) continue;
-        Lifetime& l = life[g.value(v).storage];
-        l.last = std::max(l.last, end_of_reading(g, segments, s, g.value(v).device));
-      }
+    for (int32_t i = 0; i < segments[s].n_nodes; ++i) {
+      const Node& n = g.nodes[segments[s].first_node + i];
+      for (const std::vector<Var>* values : {&n.in, &n.out})
+        for (const Var v : *values) {
+          if (!v || g.value(v).device == segments[s].device) continue;
+          Lifetime& l = life[g.value(v).storage];
+          l.last = std::max(l.last, end_of_use(g, segments, s, g.value(v).device));
+        }
+    }
   for (size_t s = 0; s < life.size(); ++s) {
     if (g.storages[s].kind == Kind::Input) life[s] = {0, end};
     if (g.storages[s].kind == Kind::Kept) life[s].last = end;
@@ -188,6 +193,9 @@ void bind(Graph* g, const Plan& plan, std::span<std::byte* const> arenas,
   }
   for (Value& v : g->values)
     if (g->storages[v.storage].kind != Kind::Weight) v.tensor.data = g->storages[v.storage].data + v.offset;
+  for (const Node& n : g->nodes)
+    if (n.op == Op::MoeFfn && n.in.size() > 3)
+      point_into(&g->experts[std::get<MoeParams>(n.params).experts], g->tensor(n.in[3]).data);
 }
 
 }  // namespace lite

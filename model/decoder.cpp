@@ -3,6 +3,8 @@
 #include <functional>
 #include <map>
 
+#include "ggml-lite/staging.h"
+
 namespace dsv3 {
 
 using lite::str;
@@ -75,8 +77,10 @@ Var Decoder::experts(int i, Var h) {
     set.has_shared = true;
     set.shared = swiglu(p + "shared_experts.");
   }
+  const int router = o.placement.device(i, Role::Router), streams_to = !o.streamed ? 0 : router ? router : 1;
   for (int e = 0; e < int(l.n_routed_experts); ++e)
-    sets[o.placement.expert_device(i, e)].slots.push_back(swiglu(str(p, "experts.", e, ".")));
+    if (const int device = o.placement.expert_device(i, e); device || !streams_to)
+      sets[device].slots.push_back(swiglu(str(p, "experts.", e, ".")));
   for (const auto& [device, set] : sets) b.send({h, ids, weights}, device);
   std::vector<Var> parts;
   for (auto& [device, set] : sets) {
@@ -86,10 +90,29 @@ Var Decoder::experts(int i, Var h) {
     b.set_device(device);
     parts.push_back(b.moe_ffn(h, ids, weights, std::move(set), o.rounding));
   }
+  if (streams_to) streamed_experts(i, streams_to, h, ids, weights, &parts);
   place(i, Role::Router);
   Var y = parts[0];
   for (size_t k = 1; k < parts.size(); ++k) y = b.add(y, parts[k]);
   return y;
+}
+
+void Decoder::streamed_experts(int i, int device, Var h, Var ids, Var weights, std::vector<Var>* parts) {
+  const int n = int(c.layers[i].n_routed_experts);
+  for (int e = 0; e < n;) {
+    lite::ExpertSet set;
+    set.slot_of_expert.assign(size_t(n), -1);
+    // At least one, then as many as there is room for.
+    for (; e < n && (set.slots.empty() || lite::staged_bytes(set) < o.streamed); ++e) {
+      if (o.placement.expert_device(i, e) != 0) continue;
+      set.slot_of_expert[size_t(e)] = int32_t(set.slots.size());
+      set.slots.push_back(swiglu(str(name(i, "mlp.experts."), e, ".")));
+    }
+    if (set.slots.empty()) return;
+    const Var staged = b.stage(set, device);
+    b.set_device(device);
+    parts->push_back(b.moe_ffn(h, ids, weights, std::move(set), o.rounding, staged));
+  }
 }
 
 void Decoder::head(Var x, const std::string& matrix, Var bias) {

@@ -32,6 +32,8 @@ class Decoder {
   Var block(int i, Var x);  // h + Attn(norm h), then h + FFN(norm h)
   Var dense(int i, Var h);
   Var experts(int i, Var h);
+  // What the host's experts of layer i add, computed on `device`, group by group.
+  void streamed_experts(int i, int device, Var h, Var ids, Var weights, std::vector<Var>* parts);
   void head(Var x, const std::string& matrix, Var bias = Var::none());  // [R, d] -> logits [R, output_size]
 
   lite::FfnWeights swiglu(const std::string& prefix);

@@ -21,6 +21,9 @@ struct GraphOptions {
   bool keep_hidden = false, keep_routing = false;
   bool given_routing = false;  // the caller says which experts the main model's tokens go to
   bool mtp = false;
+  // Prompts: routed experts that lie on the host are brought to a GPU layer by layer, so many bytes of them at a time; 0: the
+  // host computes them.
+  int64_t streamed = 0;
   int64_t context = 0;  // most rows of a sequence
   lite::StepLimits limits = {};
 };

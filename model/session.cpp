@@ -19,6 +19,33 @@ Session::Session(Model& model, const SessionOptions& options)
 // What the driver and its tables take of a GPU before anything of ours is there; half a GiB is rarely too little.
 constexpr int64_t kDriverEstimate = int64_t(512) << 20;
 
+// Bytes of experts that are brought to a GPU at once: a quarter of a layer's, so that one is computed while the next is on its
+// way, and never more than half a GiB.
+int64_t streamed_bytes(const Config& c, const Parts& parts) {
+  int64_t largest = 0;
+  for (int layer = 0; layer < int(c.num_hidden_layers); ++layer)
+    largest = std::max(largest, parts.of(layer, Role::RoutedExperts).copied);
+  return std::clamp<int64_t>(largest / 4, 1, int64_t(512) << 20);
+}
+
+// From how many tokens of a pass on the host's experts are brought to a GPU; 0: never. Whether that pays must not depend on
+// what is measured, or results would: a link of 25 GB/s and a host of 1 TFLOPS are assumed. Bringing an expert takes its bytes
+// by the one; computing it takes two operations for each of its values and of the tokens that come to it, by the other.
+int64_t stream_from(const Config& c, const Parts& parts, const Placement& p, const SessionOptions& o) {
+  double from = 0;
+  for (int layer = 0; layer < int(c.num_hidden_layers); ++layer) {
+    const LayerConfig& l = c.layers[size_t(layer)];
+    const double values = 3.0 * double(c.hidden_size) * double(l.moe_intermediate_size),
+                 share = double(l.num_experts_per_tok) / double(std::max<int64_t>(l.n_routed_experts, 1));
+    for (int e = 0; e < int(l.n_routed_experts); ++e)
+      if (p.expert_device(layer, e) == 0)
+        from = std::max(from, double(parts.expert(layer, e).copied) / 25e9 / (2 * values * share / 1e12));
+  }
+  if (from == 0 || o.device.gpus.empty()) return 0;
+  if (o.stream_from) from = double(*o.stream_from);
+  return from <= o.max_batch_tokens ? int64_t(std::ceil(from)) : 0;
+}
+
 // A GPU's memory is for everything on it, activations included, whose size depends on the placement: where they leave
 // too little for what has been placed, less is placed.
 Status Session::place() {
@@ -42,7 +69,8 @@ Status Session::place() {
   if (options_.gpu_memory) demand.room.assign(backends_.size(), options_.gpu_memory - kDriverEstimate);
   for (bool fits = false; !fits;) {
     LITE_ASSIGN(Placement placement, choose_placement(c, parts, demand, rules, gpus));
-    LITE_TRY(build(placement));
+    stream_from_ = stream_from(c, parts, placement, options_);
+    LITE_TRY(build(placement, streamed_bytes(c, parts)));
     std::vector<MemoryUse> use = memory(placement, parts);
     fits = true;
     for (size_t device = 1; device < demand.room.size(); ++device)
@@ -56,7 +84,7 @@ Status Session::place() {
   return {};
 }
 
-Status Session::build(const Placement& placement) {
+Status Session::build(const Placement& placement, int64_t streamed_bytes) {
   GraphOptions o{placement};
   o.rounding = options_.rounding;
   o.kv = options_.kv;
@@ -68,17 +96,24 @@ Status Session::build(const Placement& placement) {
   o.limits = {options_.max_batch_tokens, std::min(options_.max_seqs, options_.max_batch_tokens),
               sequences_.blocks_per_sequence(), std::min(options_.max_logits, options_.max_batch_tokens)};
   streams_ = make_streams(model_, o);
-  forms_.clear();
-  forms_.reserve(2);  // main_ points into it
-  for (const AttentionForm form : {AttentionForm::Absorbed, AttentionForm::Expanded}) {
-    const bool only = !model_.config().is_mla();  // others have one form
-    if (options_.attention ? form != *options_.attention : only && form != AttentionForm::Absorbed) continue;
-    o.attention = form;
-    Program& p = forms_.emplace_back(form, Program()).second;
-    LITE_TRY(build_main(model_, o, streams_, &p.step));
-    LITE_ASSIGN(p.plan, lite::make_plan(&p.step.graph, backends_));
+  mains_.clear();
+  mains_.reserve(4);  // main_ points into it
+  for (const bool streamed : {false, true}) {
+    if (streamed && stream_from_ == 0) continue;
+    o.streamed = streamed ? streamed_bytes : 0;
+    for (const AttentionForm form : {AttentionForm::Absorbed, AttentionForm::Expanded}) {
+      const bool only = !model_.config().is_mla();  // others have one form
+      if (options_.attention ? form != *options_.attention : only && form != AttentionForm::Absorbed)
+        continue;
+      Program& p = mains_.emplace_back();
+      o.attention = p.attention = form;
+      p.streamed = streamed;
+      LITE_TRY(build_main(model_, o, streams_, &p.step));
+      LITE_ASSIGN(p.plan, lite::make_plan(&p.step.graph, backends_));
+    }
   }
-  main_ = &forms_[0].second;
+  o.streamed = 0;
+  main_ = &mains_[0];
   if (options_.mtp) {
     mtp_ = Program();
     o.attention = options_.attention.value_or(AttentionForm::Absorbed);
@@ -101,7 +136,7 @@ std::vector<MemoryUse> Session::memory(const Placement& placement, const Parts& 
                        int64_t(sizeof(float));
   for (size_t device = 0; device < use.size(); ++device) {
     int64_t largest = 0;
-    for (const auto& [form, p] : forms_) largest = std::max(largest, p.plan.arena_bytes[device]);
+    for (const Program& p : mains_) largest = std::max(largest, p.plan.arena_bytes[device]);
     use[device].activations += largest + (options_.mtp ? mtp_.plan.arena_bytes[device] : 0);
     use[device].weights = weights[device];
     if (device > 0 && use[device].total() > 0) use[device].other = kDriverEstimate;
@@ -128,7 +163,7 @@ Status Session::allocate() {
     stream_memory_.push_back(std::move(buffer));
   }
   std::vector<Program*> mains;
-  for (auto& [form, p] : forms_) mains.push_back(&p);
+  for (Program& p : mains_) mains.push_back(&p);
   LITE_ASSIGN(main_arenas_, bind(mains, streams));
   if (options_.mtp) {
     Program* const mtp[] = {&mtp_};
@@ -221,8 +256,9 @@ Status Session::check(const Batch& batch) {
 // The form of MLA that costs fewer multiplications for the whole batch. H heads; r, dn, dr, dv as in deepseek.cpp. Per
 // query and key, absorbed 2 r + dr, expanded dn + dr + dv; r (dn + dv) more per query for absorbing, per cached row and
 // pass for expanding.
-AttentionForm Session::choose_form() const {
-  if (forms_.size() == 1) return forms_[0].first;
+AttentionForm Session::choose_attention() const {
+  if (options_.attention) return *options_.attention;
+  if (!model_.config().is_mla()) return AttentionForm::Absorbed;
   if (phase_ == lite::kDecode) return AttentionForm::Absorbed;
   const Config& c = model_.config();
   const double r = double(c.kv_lora_rank), dr = double(c.qk_rope_head_dim), dn = double(c.qk_nope_head_dim),
@@ -236,6 +272,15 @@ AttentionForm Session::choose_form() const {
     expanded += pairs * (dn + dr + dv) + passes * end * r * (dn + dv);
   }
   return absorbed <= expanded ? AttentionForm::Absorbed : AttentionForm::Expanded;
+}
+
+Session::Program& Session::choose_program(int64_t tokens) {
+  const AttentionForm attention = choose_attention();
+  const bool streamed = stream_from_ > 0 && phase_ == lite::kPrompt &&
+                        std::min<int64_t>(tokens, options_.max_batch_tokens) >= stream_from_;
+  for (Program& p : mains_)
+    if (p.attention == attention && p.streamed == streamed) return p;
+  return mains_[0];
 }
 
 Status Session::check_routing(const Batch& batch) const {
@@ -267,10 +312,8 @@ Status Session::eval(const Batch& batch) {
   // check() has left every sequence's number of tokens.
   const bool single = *std::max_element(seq_count_.begin(), seq_count_.end()) <= 1;
   phase_ = batch.phase.value_or(single ? lite::kDecode : lite::kPrompt);
-  const AttentionForm form = choose_form();
-  for (auto& [f, p] : forms_)
-    if (f == form) main_ = &p;
   const int32_t n = int32_t(batch.token.size());
+  main_ = &choose_program(n);
   Status status;
   for (int32_t first = 0; first < n && status.ok(); first += options_.max_batch_tokens) {
     const int32_t pass = std::min(options_.max_batch_tokens, n - first);

@@ -32,7 +32,10 @@ struct SessionOptions {
   bool keep_hidden, keep_routing, given_routing, mtp;
   int64_t
       gpu_memory;  // bytes to be used of each GPU; 0: no limit, and all that no rule names goes to the first
-  std::string place;                                          // rules: parse_place
+  std::string place;  // rules: parse_place
+  // Passes of prompts with at least so many tokens bring the host's experts to a GPU; 0: none do.
+  // Unset: where that takes less time than computing them there.
+  std::optional<int64_t> stream_from;
   std::function<bool(int64_t done, int64_t total)> progress;  // false: stop
 };
 
@@ -119,6 +122,8 @@ class Session {
  private:
   // A graph with its plan.
   struct Program {
+    AttentionForm attention = AttentionForm::Absorbed;
+    bool streamed = false;  // experts are
     StepGraph step;
     lite::Plan plan;
 
@@ -135,12 +140,13 @@ class Session {
 
   Session(Model& model, const SessionOptions& options);
   Status place();
-  Status build(const Placement& placement);
+  Status build(const Placement& placement, int64_t streamed_bytes);
   std::vector<MemoryUse> memory(const Placement& placement, const Parts& parts) const;
   int64_t stream_bytes(const lite::Stream& stream) const;
   Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs,
                                          std::span<std::byte* const> streams);
-  AttentionForm choose_form() const;
+  Program& choose_program(int64_t tokens);
+  AttentionForm choose_attention() const;
   Status check(const Batch& batch);
   Status check_routing(const Batch& batch) const;
   Status run_pass(const Batch& batch, int32_t first, int32_t n);
@@ -167,8 +173,9 @@ class Session {
   std::vector<lite::Stream> streams_;
   std::vector<lite::Buffer> stream_memory_;
   std::vector<lite::Buffer> main_arenas_, mtp_arenas_;  // by device
-  // The main graph in each form of attention that may be asked for; they take turns in one arena.
-  std::vector<std::pair<AttentionForm, Program>> forms_;
+  // The main graph in each form of attention that may be asked for, also with experts streamed; they take turns in one arena.
+  std::vector<Program> mains_;
+  int64_t stream_from_ = 0;  // tokens of a pass; 0: never
   Program* main_ = nullptr;  // the one in use
   Program mtp_;
   std::atomic<bool> cancel_ = false;

@@ -374,6 +374,13 @@ void ComputeOptions::add_session_to(CLI::App* command) {
                    "\"layers 3-20 routed_experts=cuda\", \"layers 21 experts 0-63=cuda\", \"head=cpu\"")
       ->join(';')
       ->type_name("RULE");
+  command
+      ->add_option(
+          "--stream-from", stream_from,
+          "prompts, in passes of so many tokens or more: experts on the host are brought to a GPU and "
+          "computed there; 0: never (default: where that is less work)")
+      ->check(number(0, 1 << 24))
+      ->type_name("N");
   command->add_option("--attention", attention, "how MLA is computed over the cached latents")
       ->check(CLI::IsMember({"auto", "absorbed", "expanded"}))
       ->capture_default_str();
@@ -403,6 +410,7 @@ dsv3_session_options ComputeOptions::session_options() const {
                                        : DSV3_GEMM_F32;
   options.gpu_memory = gpu_memory;
   if (!place.empty()) options.place = place.c_str();
+  if (stream_from) options.stream_from = *stream_from > 0 ? *stream_from : -1;
   options.kv = kv == "bf16" ? DSV3_KV_BF16 : kv == "f32" ? DSV3_KV_F32 : DSV3_KV_AUTO;
   return options;
 }

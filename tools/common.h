@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -124,6 +125,7 @@ struct ComputeOptions {
   int32_t n_threads = 0;   // 0: the physical cores
   int64_t gpu_memory = 0;  // 0: no limit
   std::string place;       // rules
+  std::optional<int32_t> stream_from;
 
   void add_to(CLI::App* command);
   void add_device_to(CLI::App* command);         // without what only models of text have

@@ -88,7 +88,8 @@ class SessionOptions(Struct):
     _fields_ = [("struct_size", c_uint32), ("context", c_int32), ("max_seqs", c_int32), ("max_batch_tokens", c_int32),
                 ("max_logits", c_int32), ("n_threads", c_int32), ("exact", c_int32), ("attention", c_int), ("gemm", c_int),
                 ("kv", c_int), ("keep", c_uint32), ("given_routing", c_int32), ("mtp", c_int32),
-                ("progress", ProgressFunction), ("progress_user", c_void_p), ("gpu_memory", c_int64), ("place", c_char_p)]
+                ("progress", ProgressFunction), ("progress_user", c_void_p), ("gpu_memory", c_int64), ("place", c_char_p),
+                ("stream_from", c_int32)]
 
 
 class Batch(Struct):

@@ -87,6 +87,7 @@ void run_node(const Graph& g, const Node& n, const Team& team) {
     case Op::Concat: return concat(g, n, team);
     case Op::SelectRows: return select_rows(g, n, team);
     case Op::Copy: return copy(g, n, team);
+    case Op::Stage: return stage(g, n, team);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "ggml-lite/carver.h"
 #include "ggml-lite/ref/ref.h"
+#include "ggml-lite/staging.h"
 
 namespace lite::ref {
 
@@ -246,6 +247,10 @@ void moe_ffn(const Graph& g, const Node& n, const Team& team) {
       y.row<float>(t)[o] = sum + partial[t * (w.k + 1) + w.k];
     }
   }
+}
+
+void stage(const Graph& g, const Node& n, const Team& team) {
+  lite::stage(g.experts[std::get<MoeParams>(n.params).experts], g.tensor(n.out[0]).data, team);
 }
 
 }  // namespace lite::ref

@@ -39,6 +39,7 @@ void add(const Graph& g, const Node& n, const Team& team);
 void concat(const Graph& g, const Node& n, const Team& team);
 void select_rows(const Graph& g, const Node& n, const Team& team);
 void copy(const Graph& g, const Node& n, const Team& team);
+void stage(const Graph& g, const Node& n, const Team& team);
 
 int64_t linear_workspace(const Graph& g, const Node& n, int threads);
 int64_t linear_per_head_workspace(const Graph& g, const Node& n, int threads);

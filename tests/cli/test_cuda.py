@@ -126,6 +126,17 @@ class Divided(CudaCase):
                 self.assert_golden(case, load_safetensors(first))
                 self.assert_same_bits(first, second)
 
+    def test_streamed(self):
+        """Prompts with experts brought to the GPU, several groups a layer: all of them, and those that another division leaves."""
+        for case, split in (("ds3-mtp", ["--place", "routed_experts=cpu"]),
+                            ("ds3-fp8", ["--place", "layers 1 experts 0-4=cpu", "--place", "layers 0 attention=cpu"])):
+            for chunk in ((), ("--chunk", 3)):
+                with self.subTest(case, chunk=chunk):
+                    first, second = (self.dump_case(case, *CUDA, *split, *chunk, "--phase", "prompt", "--stream-from", 2) for _ in range(2))
+                    self.assert_golden(case, load_safetensors(first))
+                    self.assert_same_bits(first, second)
+        self.assertEqual(self.run_demo("--backend", "cuda", "--place", "routed_experts=cpu", "--stream-from", 2), self.run_demo())
+
     def test_refused(self):
         self.fails(program("dsv3", "run", packed(DEMO), "-p", "a", "--gpu-memory", "1G"), "open the model with one")
         self.fails(program(self.program, "run", packed(DEMO), "-p", "a", "--backend", "cuda", "--place", "head=cuda:1"),
