@@ -517,6 +517,24 @@ TEST_CASE("option structs of older and newer headers") {
   failed(dsv3_meter_measure(meter, &ceilings), kInvalid, "struct_size is 3");
   dsv3_meter_free(meter);
 
+  // Twice the bandwidth takes half the time; cached rows are read too.
+  ceilings = sized<dsv3_ceilings>();
+  auto bound = sized<dsv3_bound>(), twice = bound, deep = bound;
+  failed(dsv3_session_bound(nullptr, 0, &ceilings, &bound), kInvalid, "\"session\" is null");
+  failed(dsv3_session_bound(s.get(), 0, nullptr, &bound), kInvalid, "\"ceilings\" is null");
+  failed(dsv3_session_bound(s.get(), 0, &ceilings, nullptr), kInvalid, "\"bound\" is null");
+  failed(dsv3_session_bound(s.get(), -1, &ceilings, &bound), kInvalid, "context: got -1");
+  failed(dsv3_session_bound(s.get(), 0, &ceilings, &bound), kInvalid, "above 0");
+  ceilings.read_GBps = 10;
+  ok(dsv3_session_bound(s.get(), 0, &ceilings, &bound));
+  ok(dsv3_session_bound(s.get(), 8, &ceilings, &deep));
+  ceilings.read_GBps = 20;
+  ok(dsv3_session_bound(s.get(), 0, &ceilings, &twice));
+  CHECK(bound.bytes == info(model).bytes_per_token);
+  CHECK(bound.seconds == doctest::Approx(bound.bytes / 10e9));
+  CHECK(twice.seconds == doctest::Approx(bound.seconds / 2));
+  CHECK(deep.bytes > bound.bytes);
+
   // An older struct ends before its last options: they have their defaults.
   auto older = options(16, 1);
   older.mtp = 1;  // this model has no such layer
