@@ -7,6 +7,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,6 +16,7 @@
 #include "ggml-lite/backend.h"
 #include "ggml-lite/kv.h"
 #include "ggml-lite/plan.h"
+#include "ggml-lite/scheduler.h"
 #include "model/device.h"
 #include "model/graphs.h"
 #include "model/model.h"
@@ -79,6 +81,7 @@ class Session {
   static Result<std::unique_ptr<Session>> plan(Model& model, const SessionOptions& options);
   const SessionPlan& layout() const { return *layout_; }
   Status allocate();
+  ~Session();
 
   Model& model() { return model_; }
   const SessionOptions& options() const { return options_; }
@@ -92,6 +95,7 @@ class Session {
 
   // Of the last batch.
   lite::Phase phase() const { return phase_; }
+  const lite::Crossings& crossings() const { return crossings_; }
 
   // `to` becomes the first `length` tokens of `from`; 0 <= length <= that of `from`, and `to` is another.
   void fork(int32_t from, int32_t to, int32_t length);
@@ -131,12 +135,14 @@ class Session {
   };
 
   Session(Model& model, const SessionOptions& options);
+  std::unique_lock<std::mutex> no_evaluation();
   Status place();
   Status build(const Placement& placement);
   std::vector<MemoryUse> memory(const Placement& placement, const Parts& parts) const;
   int64_t stream_bytes(const lite::Stream& stream) const;
   Result<std::vector<lite::Buffer>> bind(std::span<Program* const> programs,
                                          std::span<std::byte* const> streams);
+  Status prepare();
   AttentionForm choose_form() const;
   Status check(const Batch& batch);
   Status check_routing(const Batch& batch) const;
@@ -176,6 +182,7 @@ class Session {
   std::vector<int32_t> tokens_;             // [max_seqs, context] ids of every sequence
   int32_t batch_tokens_ = 0;                // of the last batch
   lite::Phase phase_ = lite::kPrompt;       // of the batch being evaluated
+  lite::Crossings crossings_;               // of the last batch
   std::vector<int64_t> length_before_;      // [max_seqs]
   std::vector<int32_t> seq_count_;          // [max_seqs] tokens of the batch, then of a pass
   std::vector<int32_t> last_token_;         // [max_seqs] index in the batch, or -1

@@ -5,8 +5,10 @@
 // block must come to a barrier and every lane of a warp to the same exchange; else the process ends with a message.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "ggml-lite/dtype.h"
@@ -99,6 +101,16 @@ inline Words4 load16(const void* at) {
   Words4 words;
   std::memcpy(&words, at, sizeof words);
   return words;
+}
+
+inline int32_t load_acquire(const int32_t* at) {
+  return std::atomic_ref(*const_cast<int32_t*>(at)).load(std::memory_order_acquire);
+}
+inline void store_release(int32_t* at, int32_t value) {
+  std::atomic_ref(*at).store(value, std::memory_order_release);
+}
+inline void pause() {
+  std::this_thread::yield();
 }
 
 inline uint32_t bf16x2_of(float first, float second) {

@@ -47,10 +47,20 @@ class Counting final : public lite::Backend {
   int64_t workspace_bytes(const lite::Graph& g, const lite::Node& n) const override {
     return inner_->workspace_bytes(g, n);
   }
-  Status run(const lite::Graph& g, const lite::Segment& s, const std::atomic<bool>& cancel) override {
-    return inner_->run(g, s, cancel);
+  bool asynchronous() const override { return true; }
+  Status prepare(const lite::Graph& g, const lite::Plan& plan, int device,
+                 std::span<const lite::Phase> phases) override {
+    return inner_->prepare(g, plan, device, phases);
   }
+  Status start(const lite::Graph& g, const lite::Plan& plan, int device) override {
+    LITE_TRY(inner_->start(g, plan, device));
+    if (started) started();
+    return {};
+  }
+  Status poll() override { return inner_->poll(); }
   Status wait() override { return inner_->wait(); }
+
+  std::function<void()> started;  // called when the GPU has been given a step
 
  private:
   std::unique_ptr<lite::Backend> inner_;
@@ -174,6 +184,45 @@ TEST_CASE(
       CHECK(worst < 1e-4 * largest);
       CHECK(logits_of(*model, o) == first);
     }
+  }
+}
+
+TEST_CASE("a divided session that is cancelled in the middle of a step can be used on") {
+  const auto model = take(Model::open(api_test::packed("ds3-fp8")));
+  SessionOptions o = options_of(*model, 0);
+  o.place = "routed_experts=cpu; layers 0 attention=cpu";
+  int64_t own = 0, shared = 0;
+  Session* running = nullptr;
+  bool cancels = false;
+  o.device.gpus.push_back([&]() -> Result<std::unique_ptr<lite::Backend>> {
+    auto gpu = std::make_unique<Counting>(0, &own, &shared);
+    gpu->started = [&] {
+      if (cancels) running->cancel();
+    };
+    return std::unique_ptr<lite::Backend>(std::move(gpu));
+  });
+  const auto session = take(Session::plan(*model, o));
+  running = session.get();
+  REQUIRE(session->allocate().ok());
+  const std::vector<int32_t> ids = {3, 1, 4, 1, 5};
+  const Batch batch = {ids, nullptr, nullptr, nullptr, {}};
+  const auto logits = [&] {
+    const float* row = session->logits(int32_t(ids.size()) - 1);
+    return std::vector<float>(row, row + model->config().output_size());
+  };
+  REQUIRE(session->eval(batch).ok());
+  const std::vector<float> want = logits();
+  CHECK(session->crossings().count > 0);
+  CHECK(session->crossings().bytes > int64_t(ids.size()) * model->config().hidden_size * 4);
+  CHECK(session->crossings().waited >= 0);
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    session->sequences().resize(0, 0);
+    cancels = true;
+    CHECK(session->eval(batch).code() == lite::Code::Cancelled);
+    CHECK(session->sequences().length(0) == 0);
+    cancels = false;
+    REQUIRE(session->eval(batch).ok());
+    CHECK(logits() == want);
   }
 }
 
