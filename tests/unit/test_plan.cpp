@@ -141,6 +141,7 @@ void write_inputs(const Graph& g, const StepInputs& in, uint64_t seed) {
   counts[Count::kTokens] = kLiveTokens;
   counts[Count::kSequences] = 1;
   counts[Count::kOutputs] = 0;
+  counts[Count::kPhase] = seed % 2 ? kDecode : kPrompt;
   for (int64_t t = 0; t < kLiveTokens; ++t) g.tensor(in.ids).row<int32_t>(0)[t] = int32_t(rng.below(20));
 }
 
