@@ -301,12 +301,14 @@ TEST_CASE("speed: devices of one layer work side by side, all else one after the
   DecodeSpeed s = speed(p);
   CHECK(s.read[0] == doctest::Approx(double(s.seconds) * 100e9));
   CHECK(s.crossed == 0);
+  CHECK(s.crossings == 0);
   const double all = s.read[0];
   p = Placement(model->config(), 1);
   for (int layer = 3; layer < 61; ++layer) p.put(layer, Role::RoutedExperts, 0);
   s = speed(p);
   CHECK(s.read[0] + s.read[1] == doctest::Approx(all));
   CHECK(s.crossed == 58 * (2 * 7168 * 4 + 8 * 8));
+  CHECK(s.crossings == 58 * 2);
   const double shared = 58 * parts.of(3, Role::SharedExperts).read;  // hidden behind the host's experts
   CHECK(s.seconds == doctest::Approx(s.read[0] / 100e9 + (s.read[1] - shared) / 1000e9 + s.crossed / 25e9));
 }
