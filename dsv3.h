@@ -387,10 +387,10 @@ DSV3_API dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_o
 
 /* INVALID_ARGUMENT for options out of range (a context beyond max_position_embeddings, mtp without such a layer, place
  * with a word that is not known); OUT_OF_MEMORY with the numbers when cache and activations exceed what the machine has,
- * or the parts that place names exceed gpu_memory. Any thread. */
+ * or the parts that place names exceed gpu_memory. With a GPU it waits until no session of the model evaluates. Any thread. */
 DSV3_API dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* options,
                                       dsv3_session** session);
-/* One thread, as the last to use the session. */
+/* One thread, as the last to use the session. With a GPU it waits until no other session of the model evaluates. */
 DSV3_API void dsv3_session_free(dsv3_session* session);
 
 /* The context per sequence that the session was made with. Any thread. */

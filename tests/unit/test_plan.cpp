@@ -417,6 +417,8 @@ TEST_CASE(
         segment_of[i] = int32_t(k);
         CHECK(n.device == s.device);
         CHECK((n.op != Op::Copy || n.device != 0));  // the other side copies, as it reaches both
+        // A device that is stopped while it waits must not get its counts after that.
+        if (n.op == Op::Copy && n.in[0].id == g.counts.id) CHECK(s.after.empty());
         for (const Var v : n.out) CHECK((n.op == Op::Copy || g.value(v).device == n.device));
         std::vector<Var> read = n.in;
         if (n.op != Op::Copy) read.push_back(n.counts);
