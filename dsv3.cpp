@@ -133,15 +133,16 @@ dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options,
     dsv3_model_options o;
     LITE_TRY(read_options("dsv3_model_options", options, &o));
     auto m = std::make_unique<dsv3_model>();
-    LITE_ASSIGN(m->device, read_device(o));
+    std::string backend;
+    LITE_ASSIGN(m->device, read_device(o, &backend));
     m->log = o.log;
     m->log_user = o.log_user;
     LITE_ASSIGN(m->model, dsv3::Model::open(path));
     m->id = m->model->file().model_id();
     LITE_TRY(read_generation(m.get()).in(lite::str("open ", path)));
     if (o.verify) LITE_TRY(m->model->file().verify(progress_function(o.progress, o.progress_user)));
-    m->info(lite::str("opened ", path, ": backend ", o.backend ? o.backend : "cpu", ", path ",
-                      path_name(m->device), ", ", m->model->file().file_bytes(), " bytes"),
+    m->info(lite::str("opened ", path, ": backend ", backend, ", path ", path_name(m->device), ", ",
+                      m->model->file().file_bytes(), " bytes"),
             DSV3_LOG_INFO);
     *model = m.release();
     return {};

@@ -91,7 +91,8 @@ typedef struct dsv3_model_options {
   uint32_t struct_size;
   int32_t verify; /* not 0: compare all data with its checksums first, at the speed of the disk */
   /* "cpu", the fast one (default); "ref", the reference: scalar f32, slow; "cuda" or "cuda:N", the first NVIDIA GPU or that
-   * of number N, if this build has it: all the work and the memory are there, or what sessions place there. */
+   * of number N, if this build has it: all the work and the memory are there, or what sessions place there. "auto": the first
+   * GPU that can be used, or else "cpu"; the log says which, and why. */
   const char* backend;
   /* Instruction-set path of "cpu": "auto" (default), the best this machine has, or "portable", "avx2", "avx512",
    * "avx512bf16". UNSUPPORTED when the machine has not got it, or there is none of that name. */
@@ -390,10 +391,10 @@ DSV3_API dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_o
 
 /* INVALID_ARGUMENT for options out of range (a context beyond max_position_embeddings, mtp without such a layer, place
  * with a word that is not known); OUT_OF_MEMORY with the numbers when cache and activations exceed what the machine has,
- * or the parts that place names exceed gpu_memory. Any thread. */
+ * or the parts that place names exceed gpu_memory. With a GPU it waits until no session of the model evaluates. Any thread. */
 DSV3_API dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* options,
                                       dsv3_session** session);
-/* One thread, as the last to use the session. */
+/* One thread, as the last to use the session. With a GPU it waits until no other session of the model evaluates. */
 DSV3_API void dsv3_session_free(dsv3_session* session);
 
 /* The context per sequence that the session was made with. Any thread. */
@@ -455,6 +456,10 @@ typedef struct dsv3_session_stats {
   int64_t decode_bytes;  /* of weights read in them: at least bytes_per_token a call */
   int64_t cached_tokens; /* of all sequences now */
   int64_t cache_bytes;   /* of the cache in use now; what forked sequences share counts once */
+  /* Of a session that is divided between devices, in those calls: times that one waited for another, bytes copied between
+   * them, and seconds that the host stood still for a GPU in the middle of a step. */
+  int64_t decode_crossings, decode_crossed_bytes;
+  double decode_waited;
 } dsv3_session_stats;
 
 /* One thread. */
@@ -490,7 +495,8 @@ DSV3_API void dsv3_plan_free(dsv3_plan* plan);
  *              "activations_estimated"; "GBps", "GBps_from": "stated", "measured" or "assumed"}]
  *   "parts"    [{"role" (also "kv"), "layers": [A, B], "experts": [A, B] where a layer is divided, "device", "bytes"}],
  *              equal consecutive layers in one; "layers" is missing for what is of no layer
- *   "crossed_per_token"  bytes between devices; "pcie_GBps", "pcie_GBps_from"
+ *   "crossings_per_token"  times that one device waits for another; "crossed_per_token"  bytes between them;
+ *              "pcie_GBps", "pcie_GBps_from"
  *   "tokens_per_second", "tokens_per_second_full"  at best: all bandwidths reached, devices at work side by side, nothing
  *              but weights and cached rows read
  *   "machine_memory"  bytes this process may use here */

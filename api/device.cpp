@@ -19,7 +19,12 @@ std::string usable_isas() {
 }
 
 #ifdef DSV3_CUDA
-constexpr char kBackends[] = "cpu ref cuda", kCuda[] = "built in";
+constexpr char kBackends[] = "cpu ref cuda auto", kCuda[] = "built in";
+
+Gpu gpu_of(int number) {
+  return {[number] { return lite::make_cuda_backend(number); },
+          [number] { return lite::make_cuda_meter(number); }};
+}
 
 // The GPU of "cuda" or "cuda:N", if that is what the backend is called.
 lite::Status read_gpu(const std::string& backend, Device* device) {
@@ -31,16 +36,31 @@ lite::Status read_gpu(const std::string& backend, Device* device) {
     if (error != std::errc() || at != end)
       return lite::invalid_argument("expected cuda, or cuda:N with the number of a GPU");
   }
-  device->gpus.push_back({[number] { return lite::make_cuda_backend(number); },
-                          [number] { return lite::make_cuda_meter(number); }});
+  device->gpus.push_back(gpu_of(number));
   return device->gpus[0].backend().status();
 }
+
+// The first GPU that can be used.
+std::string choose_gpu(Device* device) {
+  std::string why;
+  for (int number = 0;; ++number) {
+    const auto gpu = lite::make_cuda_backend(number);
+    if (gpu.ok()) {
+      device->gpus.push_back(gpu_of(number));
+      return lite::str((*gpu)->name(), ", the first GPU that can be used", why);
+    }
+    const bool more = gpu.status().code() == lite::Code::Unsupported;
+    if (more || number == 0) why += lite::str("; ", gpu.status().message());
+    if (!more) return "cpu" + why;
+  }
+}
+
 lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
   return lite::make_cuda_planner();
 }
 constexpr bool kPlansExactly = true;
 #else
-constexpr char kBackends[] = "cpu ref", kCuda[] = "not built in";
+constexpr char kBackends[] = "cpu ref auto", kCuda[] = "not built in";
 
 constexpr bool kPlansExactly = false;  // scratch on a GPU is about what it is on the host
 lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
@@ -50,6 +70,9 @@ lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
 lite::Status read_gpu(const std::string&, Device*) {
   return {};
 }
+std::string choose_gpu(Device*) {
+  return "cpu; this build has no CUDA";
+}
 #endif
 
 }  // namespace
@@ -58,13 +81,15 @@ std::string describe_devices() {
   return lite::str("backends: ", kBackends, "\ninstruction sets: ", usable_isas(), "\nCUDA: ", kCuda);
 }
 
-lite::Result<Device> read_device(const dsv3_model_options& o) {
+lite::Result<Device> read_device(const dsv3_model_options& o, std::string* chosen) {
   const std::string backend = o.backend ? o.backend : "cpu", isa = o.isa ? o.isa : "auto";
   Device device;
   device.reference = backend == "ref";
   device.isa = lite::best_isa();
+  *chosen = backend;
+  if (backend == "auto") *chosen = "auto, which is " + choose_gpu(&device);
   LITE_TRY(read_gpu(backend, &device).in("open model: backend \"" + backend + "\""));
-  if (backend != "cpu" && !device.reference && device.gpus.empty())
+  if (backend != "cpu" && backend != "auto" && !device.reference && device.gpus.empty())
     return lite::unsupported("open model: backend \"", backend, "\": this build has: ", kBackends);
   if (isa == "auto") return device;
   const lite::Result<lite::Isa> named = lite::isa_from_name(isa);

@@ -188,6 +188,7 @@ Result<std::string> make_plan(const std::string& path, const dsv3_plan_options& 
   all.set("mtp", options.mtp);
   all.set("devices", std::move(devices));
   all.set("parts", part_lines(m.model->config(), plan, options.mtp));
+  all.set("crossings_per_token", empty.crossings);
   all.set("crossed_per_token", int64_t(empty.crossed));
   all.set("pcie_GBps", link.GBps);
   all.set("pcie_GBps_from", link.from);

@@ -185,6 +185,11 @@ dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch) {
     (decode ? stats.decode_tokens : stats.prompt_tokens) += b.n;
     (decode ? stats.decode_seconds : stats.prompt_seconds) += seconds;
     stats.decode_evals += decode;
+    if (const lite::Crossings& crossings = session->session->crossings(); decode) {
+      stats.decode_crossings += crossings.count;
+      stats.decode_crossed_bytes += crossings.bytes;
+      stats.decode_waited += crossings.waited;
+    }
     return {};
   });
 }

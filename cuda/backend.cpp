@@ -4,6 +4,8 @@
 
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
+#include "cuda/upload.h"
+#include "ggml-lite/plan.h"
 
 namespace lite {
 namespace {
@@ -69,7 +71,28 @@ int64_t node_workspace(const Graph& g, const Node& n) {
   }
 }
 
-// A segment is recorded once for each phase and each power of two of its rows, and from then on replayed.
+// Rows of the largest step that a graph has room for.
+int64_t most_rows(const Graph& g) {
+  int64_t most = 1;
+  for (const Value& v : g.values)
+    if (v.rows != Rows::Fixed) most = std::max(most, v.tensor.shape[0]);
+  return most;
+}
+
+// Steps of so many rows are recorded together.
+int64_t recorded_rows(int64_t rows) {
+  return int64_t(std::bit_ceil(uint64_t(rows)));
+}
+
+// The step's counts as a device's nodes read them; null if they read none.
+int32_t* counts_on(const Graph& g, int device) {
+  for (const Node& n : g.nodes)
+    if (n.counts && g.value(n.counts).device == device && n.device == device)
+      return g.tensor(n.counts).row<int32_t>(0);
+  return nullptr;
+}
+
+// A step is recorded once for each phase and each power of two of its rows, and from then on replayed.
 class CudaBackend final : public Backend {
  public:
   CudaBackend(int device, std::string name, cuda::Stream stream)
@@ -82,36 +105,62 @@ class CudaBackend final : public Backend {
     LITE_TRY(stream_.wait());
     return cuda::copy(device_, to, from, bytes);
   }
+  Status upload(std::byte* to, std::span<const Piece> pieces) override {
+    return cuda::upload(device_, to, pieces);
+  }
 
   Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
   int64_t workspace_bytes(const Graph& g, const Node& n) const override { return node_workspace(g, n); }
 
-  Status run(const Graph& g, const Segment& segment, const std::atomic<bool>& cancel) override {
-    if (cancel.load(std::memory_order_relaxed)) return Status(Code::Cancelled, "evaluation cancelled");
-    const int32_t* counts = g.tensor(g.counts).row<int32_t>(0);
-    const auto rows = int64_t(std::bit_ceil(uint64_t(std::max({counts[kTokens], counts[kOutputs], 1}))));
-    const Phase phase = Phase(counts[kPhase]);
-    cuda::Recording& recording = recordings_[{&g, segment.first_node, phase, rows}];
-    if (!recording) {
-      LITE_ASSIGN(recording, record(g, segment, phase, rows));
-    }
-    return stream_.replay(recording);
+  bool asynchronous() const override { return true; }
+  Status prepare(const Graph& g, const Plan& plan, int device, std::span<const Phase> phases) override {
+    for (const Phase phase : phases)
+      for (int64_t rows = 1; rows <= recorded_rows(most_rows(g)); rows *= 2)
+        LITE_TRY(recording(g, plan, device, phase, rows).status());
+    return {};
   }
+  Status start(const Graph& g, const Plan& plan, int device) override {
+    const int32_t* counts = g.tensor(g.counts).row<int32_t>(0);
+    const int64_t rows = recorded_rows(std::max({counts[kTokens], counts[kOutputs], 1}));
+    LITE_ASSIGN(const cuda::Recording step, recording(g, plan, device, Phase(counts[kPhase]), rows));
+    return stream_.replay(step);
+  }
+  Status poll() override { return stream_.poll(); }
   Status wait() override { return stream_.wait(); }
 
  private:
-  Result<cuda::Recording> record(const Graph& g, const Segment& segment, Phase phase, int64_t rows) {
-    const int32_t end = segment.first_node + segment.n_nodes;
-    for (int32_t i = segment.first_node; i < end; ++i) LITE_TRY(make_table(g, g.nodes[i]));
-    LITE_TRY(stream_.begin_recording());
-    for (int32_t i = segment.first_node; i < end; ++i) {
+  Result<cuda::Recording> recording(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows) {
+    cuda::Recording& recorded = recordings_[{&g, phase, rows}];
+    if (!recorded) {
+      for (const Node& n : g.nodes)
+        if (n.device == device) LITE_TRY(make_table(g, n));
+      LITE_TRY(stream_.begin_recording());
+      give_step(g, plan, device, phase, rows);
+      LITE_ASSIGN(recorded, stream_.end_recording());
+    }
+    return recorded;
+  }
+
+  // All segments of the device, and between them what it waits for and what others wait for.
+  void give_step(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows) {
+    int32_t* const finished = plan.finished ? g.tensor(plan.finished).row<int32_t>(0) : nullptr;
+    int32_t* const counts = counts_on(g, device);
+    for (size_t s = 0; s < plan.segments.size(); ++s) {
+      const Segment& segment = plan.segments[s];
+      if (segment.device != device) continue;
+      for (const int32_t needed : segment.after) cuda::await_segment(finished + needed, counts, stream_);
+      give_segment(g, segment, phase, rows);
+      if (finished) cuda::tell_segment(finished + s, counts, stream_);
+    }
+  }
+  void give_segment(const Graph& g, const Segment& segment, Phase phase, int64_t rows) {
+    for (int32_t i = segment.first_node; i < segment.first_node + segment.n_nodes; ++i) {
       const auto table = tables_.find(&g.nodes[i]);
       launch_node(
           g, g.nodes[i],
           {stream_, phase, rows,
            table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get())});
     }
-    return stream_.end_recording();
   }
 
   Status make_table(const Graph& g, const Node& n) {
@@ -129,20 +178,17 @@ class CudaBackend final : public Backend {
   std::string name_;
   cuda::Stream stream_;
   std::map<const Node*, Buffer> tables_;
-  std::map<std::tuple<const Graph*, int32_t, Phase, int64_t>, cuda::Recording> recordings_;
+  std::map<std::tuple<const Graph*, Phase, int64_t>, cuda::Recording> recordings_;
 };
 
 class CudaPlanner final : public Backend {
  public:
   std::string name() const override { return "cuda, for planning"; }
-  Result<Buffer> allocate(int64_t) override { return runs_nothing(); }
+  Result<Buffer> allocate(int64_t) override {
+    return internal_error("a GPU that is only planned with was asked for memory");
+  }
   Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
   int64_t workspace_bytes(const Graph& g, const Node& n) const override { return node_workspace(g, n); }
-  Status run(const Graph&, const Segment&, const std::atomic<bool>&) override { return runs_nothing(); }
-  Status wait() override { return {}; }
-
- private:
-  static Status runs_nothing() { return internal_error("a GPU that is only planned with was given work"); }
 };
 
 }  // namespace

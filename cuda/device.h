@@ -133,6 +133,21 @@ __device__ inline void store16(void* at, const Words4& words) {
   *static_cast<uint4*>(at) = {words.word[0], words.word[1], words.word[2], words.word[3]};
 }
 
+// Words by which devices and the host wait for each other. Whoever loads what another has stored here sees all that it, and
+// the kernels before it on its stream, had written until then.
+__device__ inline int32_t load_acquire(const int32_t* at) {
+  int32_t value;
+  asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+  return value;
+}
+__device__ inline void store_release(int32_t* at, int32_t value) {
+  asm volatile("st.release.sys.global.s32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+}
+// Lets some time pass before the next look at such a word.
+__device__ inline void pause() {
+  __nanosleep(100);
+}
+
 // Starts to copy 16 bytes to shared memory, between addresses that are multiples of 16. The copies started since the last
 // commit are a group; wait_copies<n>() returns when all of the thread's groups but the last n have arrived.
 __device__ inline void copy16_async(void* shared, const void* global) {

@@ -40,6 +40,12 @@ void concat(const Graph& g, const Node& n, const Step& step);
 void select_rows(const Graph& g, const Node& n, const Step& step);
 void copy(const Graph& g, const Node& n, const Step& step);
 
+// Waits until another device's segment has been done: `finished` is its word (Plan::finished). If it has been stopped, the
+// device's `counts` (null: it has none) become those of a step without rows.
+void await_segment(const int32_t* finished, int32_t* counts, Stream& stream);
+// Says that all the stream did before is done, or stopped.
+void tell_segment(int32_t* finished, const int32_t* counts, Stream& stream);
+
 // Scratch of a node; other ops take none.
 int64_t linear_workspace(const Graph& g, const Node& n);
 int64_t attention_workspace(const Graph& g, const Node& n);

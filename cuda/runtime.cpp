@@ -126,6 +126,19 @@ Status Stream::replay(const Recording& recording) {
                    [&] { return cudaGraphLaunch(cudaGraphExec_t(recording.get()), cudaStream_t(handle())); });
 }
 
+Status Stream::copy(std::byte* to, const std::byte* from, int64_t bytes) {
+  return on_device(device_, "copy", [&] {
+    return cudaMemcpyAsync(to, from, size_t(bytes), cudaMemcpyDefault, cudaStream_t(handle()));
+  });
+}
+
+Status Stream::poll() {
+  return on_device(device_, "run kernels", [&] {
+    const cudaError_t error = cudaStreamQuery(cudaStream_t(handle()));
+    return error == cudaErrorNotReady ? cudaSuccess : error;
+  });
+}
+
 Status Stream::wait() {
   return on_device(device_, "run kernels", [&] { return cudaStreamSynchronize(cudaStream_t(handle())); });
 }

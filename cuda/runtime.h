@@ -38,7 +38,10 @@ class Stream {
   Result<Recording> end_recording();
 
   Status replay(const Recording& recording);  // returns at once
-  Status wait();                              // for everything given so far
+  // Either side may be this device's memory or pinned memory of the host; both must stay until it is done. Returns at once.
+  Status copy(std::byte* to, const std::byte* from, int64_t bytes);
+  Status poll();  // Ok, also while it works, or what went wrong
+  Status wait();  // for everything given so far
   int device() const { return device_; }
   void* handle() const { return handle_.get(); }
 

@@ -1,13 +1,14 @@
 // What a device must offer. Device 0 is always the host's CPU.
 //
-// A backend runs segments of a bound graph (plan.h): all memory has its place, nothing is allocated. It may return
-// from run() before the work is done (a GPU's stream); wait() ends it.
+// A backend runs segments of a bound graph (plan.h): all memory has its place, nothing is allocated. Either the calling
+// thread does the work, segment by segment; or the device works beside it (a GPU's stream), and is given a whole step at once.
 #pragma once
 
 #include <atomic>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "ggml-lite/graph.h"
@@ -22,7 +23,16 @@ using Buffer = std::unique_ptr<std::byte, std::function<void(std::byte*)>>;
 struct Segment {
   int device;
   int32_t first_node, n_nodes;
-  std::vector<int32_t> after;  // earlier segments, of other devices, whose results this one reads
+  std::vector<int32_t> after;  // earlier segments, of other devices, that must be done before this one begins
+};
+
+struct Plan;
+
+// Bytes of the host's memory, and where they go in a device's.
+struct Piece {
+  int64_t place;
+  const std::byte* from;
+  int64_t bytes;
 };
 
 class Backend {
@@ -39,16 +49,39 @@ class Backend {
     std::memcpy(to, from, size_t(bytes));
     return {};
   }
+  // Copies many pieces, in the order of their places, to this device's memory at `to`; what lies between them is undefined.
+  virtual Status upload(std::byte* to, std::span<const Piece> pieces) {
+    for (const Piece& p : pieces) LITE_TRY(copy(to + p.place, p.from, p.bytes));
+    return {};
+  }
   // Unsupported if this backend cannot run the node as it is (a type, a shape).
   virtual Status check(const Graph& graph, const Node& node) const = 0;
   // Scratch that running the node takes.
   virtual int64_t workspace_bytes(const Graph& graph, const Node& node) const = 0;
 
-  // Runs a segment of a bound graph. `cancel` is looked at between nodes, or before the first one by a device that runs
-  // them as one; then Cancelled. What a graph is bound to must not change after its first run.
-  virtual Status run(const Graph& graph, const Segment& segment, const std::atomic<bool>& cancel) = 0;
-  // Returns when everything this backend was given has been done.
-  virtual Status wait() = 0;
+  // ---- by the calling thread
+
+  // Runs a segment of a bound graph. `cancel` is looked at between nodes; then Cancelled.
+  virtual Status run(const Graph&, const Segment&, const std::atomic<bool>&) {
+    return internal_error(name(), ": asked for a segment");
+  }
+
+  // ---- beside it
+
+  // Whether it is so, and the following are called instead of run().
+  virtual bool asynchronous() const { return false; }
+  // Makes ready all that starting a step of these phases takes, whatever its size. What the graph is bound to must not
+  // change afterwards.
+  virtual Status prepare(const Graph&, const Plan&, int /*device*/, std::span<const Phase>) { return {}; }
+  // Gives the device all its segments of a step, as `device` of the plan, and returns. Each begins when those that it comes
+  // after have said so (Plan::finished), and says so itself.
+  virtual Status start(const Graph&, const Plan&, int /*device*/) {
+    return internal_error(name(), ": asked for a step");
+  }
+  // Ok, or what went wrong with what it was given; returns at once.
+  virtual Status poll() { return {}; }
+  // Returns when everything it was given has been done.
+  virtual Status wait() { return {}; }
 };
 
 }  // namespace lite

@@ -38,25 +38,27 @@ int64_t DeviceWeights::bytes(int device) {
 Status DeviceWeights::upload(Graph* graph, std::span<Backend* const> backends) {
   const std::lock_guard lock(mutex_);
   for (int device = 1; device < int(backends.size()); ++device) {
-    std::map<Key, int64_t> missing;  // -> its place
-    int64_t bytes = 0;
+    std::map<Key, int64_t>
+        missing;  // -> its place: in the order of the host's memory, in which a file is read fastest
     const auto want = [&](const std::byte* data, int64_t size) {
-      const Key key{device, data, size};
-      if (copies_.contains(key) || !missing.try_emplace(key, bytes).second) return;
-      bytes = round_up(bytes + size, kAlignment);
+      if (const Key key{device, data, size}; !copies_.contains(key)) missing.try_emplace(key, 0);
     };
     each_weight(graph, device, [&](Tensor* t) {
       want(t->data, data_bytes(*t));
       if (t->scale.data) want(t->scale.data, scale_bytes(*t));
     });
     if (!missing.empty()) {
+      int64_t bytes = 0;
+      std::vector<Piece> pieces;
+      for (auto& [key, place] : missing) {
+        place = bytes;
+        pieces.push_back({place, std::get<1>(key), std::get<2>(key)});
+        bytes = round_up(bytes + pieces.back().bytes, kAlignment);
+      }
       const std::string context = str("bring ", bytes, " bytes of weights to ", backends[device]->name());
       auto memory = backends[device]->allocate(bytes);
       if (!memory.ok()) return memory.status().in(context);
-      for (const auto& [key, place] : missing) {
-        const auto& [_, data, size] = key;
-        LITE_TRY(backends[device]->copy(memory->get() + place, data, size).in(context));
-      }
+      LITE_TRY(backends[device]->upload(memory->get(), pieces).in(context));
       for (const auto& [key, place] : missing) copies_[key] = memory->get() + place;
       memory_.push_back(std::move(*memory));
       bytes_[device] += bytes;

@@ -19,7 +19,7 @@ int64_t copied_bytes(const Tensor& tensor);
 class DeviceWeights {
  public:
   // Brings the weights that other devices than the host read there, unless they are there already, and points the
-  // graph at them. One allocation per device and call. Errors: those of Backend::allocate and copy. Any thread.
+  // graph at them. One allocation per device and call. Errors: those of Backend::allocate and upload. Any thread.
   Status upload(Graph* graph, std::span<Backend* const> backends);
 
   // Bytes that have been copied to a device. Any thread.

@@ -1,7 +1,7 @@
 #include "ggml-lite/plan.h"
 
 #include <algorithm>
-#include <numeric>
+#include <functional>
 
 #include "ggml-lite/staging.h"
 
@@ -18,6 +18,10 @@ bool sends(const Graph& g, const Node& n) {
   return n.op == Op::Copy && g.value(n.out[0]).device != n.device;
 }
 
+bool copies_input(const Graph& g, const Node& n) {
+  return n.op == Op::Copy && g.storages[g.value(n.in[0]).storage].kind == Kind::Input;
+}
+
 std::vector<Segment> make_segments(const Graph& g) {
   std::vector<Segment> segments;
   std::vector<int32_t> written_by(g.storages.size(), -1);  // segment that last wrote a storage
@@ -31,95 +35,111 @@ std::vector<Segment> make_segments(const Graph& g) {
     ++segment.n_nodes;
     for (const Var v : n.in) {
       const int32_t writer = v ? written_by[g.value(v).storage] : -1;
-      if (writer >= 0 && segments[writer].device != n.device &&
-          std::find(segment.after.begin(), segment.after.end(), writer) == segment.after.end())
-        segment.after.push_back(writer);
+      if (writer >= 0 && segments[writer].device != n.device) segment.after.push_back(writer);
     }
     for (const Var v : n.out) written_by[g.value(v).storage] = int32_t(segments.size()) - 1;
   }
   return segments;
 }
 
-// A device can only be waited for as a whole. So where it is about to be given more, and another one will need just what it
-// was given so far, it is waited for at once: both then work side by side.
-std::vector<std::vector<int>> make_waits(const std::vector<Segment>& segments, size_t devices) {
-  const int n = int(segments.size());
-  std::vector<bool> first(segments.size(), false);  // wait for the segment's own device before it
-  for (int s = 0; s < n; ++s)
-    for (const int32_t needed : segments[s].after) {
-      int next = needed + 1;
-      while (next < s && segments[next].device != segments[needed].device) ++next;
-      if (next < s) first[next] = true;
-    }
-  std::vector<std::vector<int>> waits(segments.size());
-  std::vector<int> given(devices, -1), done(devices, -1);  // last segment of a device
-  for (int s = 0; s < n; ++s) {
-    const auto wait_for = [&](int needed) {
-      const int device = segments[needed].device;
-      if (done[device] >= needed) return;
-      waits[s].push_back(device);
-      done[device] = given[device];
-    };
-    const int device = segments[s].device;
-    if (first[s] && given[device] >= 0) wait_for(given[device]);
-    for (const int32_t needed : segments[s].after) wait_for(needed);
-    given[device] = s;
+// What is done when a segment begins: by device the last segment, -1: none.
+using Past = std::vector<std::vector<int32_t>>;
+
+// Segments of one device follow each other; so a segment needs to wait only for what its device does not know to be done.
+Past drop_known_waits(std::vector<Segment>* segments, size_t devices) {
+  Past past;
+  std::vector<int32_t> given(devices, -1);  // last segment of a device
+  for (size_t s = 0; s < segments->size(); ++s) {
+    Segment& segment = (*segments)[s];
+    const int32_t before = given[segment.device];
+    std::vector<int32_t> done = before < 0 ? std::vector<int32_t>(devices, -1) : past[before];
+    done[segment.device] = before;
+    std::sort(segment.after.begin(), segment.after.end(), std::greater<>());  // the later know more
+    std::erase_if(segment.after, [&](int32_t needed) {
+      int32_t& last = done[(*segments)[needed].device];
+      if (last >= needed) return true;
+      for (size_t device = 0; device < devices; ++device)
+        done[device] = std::max(done[device], past[needed][device]);
+      last = needed;
+      return false;
+    });
+    past.push_back(std::move(done));
+    given[segment.device] = int32_t(s);
   }
-  return waits;
+  return past;
 }
 
+// The nodes that touch a storage: all of them, and those that one device runs.
 struct Lifetime {
-  int64_t first = -1, last = -1;  // nodes; -1: never used
+  struct Use {
+    int device;
+    int64_t first, last;
+  };
+  int64_t first = -1, last = -1;  // -1: never used
+  std::vector<Use> uses;
 };
 
-// The last node before which `user`, a segment of another device, may still be reading or writing what `owner` holds: it is
-// done where a segment of the owner runs after it or after a later one of its device.
-int64_t end_of_use(const Graph& g, const std::vector<Segment>& segments, size_t user, int owner) {
-  for (size_t s = user + 1; s < segments.size(); ++s) {
-    if (segments[s].device != owner) continue;
-    for (const int32_t other : segments[s].after)
-      if (other >= int32_t(user) && segments[other].device == segments[user].device)
-        return segments[s].first_node - 1;
-  }
-  return int64_t(g.nodes.size());
-}
-
-std::vector<Lifetime> lifetimes(const Graph& g, const std::vector<Segment>& segments) {
+std::vector<Lifetime> lifetimes(const Graph& g) {
   std::vector<Lifetime> life(g.storages.size());
-  const auto touch = [&](Var v, int64_t node) {
-    if (!v) return;
-    Lifetime& l = life[g.value(v).storage];
-    if (l.first < 0) l.first = node;
-    l.last = node;
-  };
-  for (size_t i = 0; i < g.nodes.size(); ++i) {
+  for (int64_t i = 0; i < int64_t(g.nodes.size()); ++i) {
     const Node& n = g.nodes[i];
-    for (const Var v : n.in) touch(v, int64_t(i));
-    for (const Var v : n.out) touch(v, int64_t(i));
-    touch(n.counts, int64_t(i));
-    touch(n.workspace, int64_t(i));
+    const auto touch = [&](Var v) {
+      if (!v) return;
+      Lifetime& l = life[g.value(v).storage];
+      if (l.first < 0) l.first = i;
+      l.last = i;
+      for (Lifetime::Use& use : l.uses)
+        if (use.device == n.device) {
+          use.last = i;
+          return;
+        }
+      l.uses.push_back({n.device, i, i});
+    };
+    for (const Var v : n.in) touch(v);
+    for (const Var v : n.out) touch(v);
+    touch(n.counts);
+    touch(n.workspace);
   }
   const int64_t end = int64_t(g.nodes.size());
-  // Another device may be late, with reading and with writing.
-  for (size_t s = 0; s < segments.size(); ++s)
-    for (int32_t i = 0; i < segments[s].n_nodes; ++i) {
-      const Node& n = g.nodes[segments[s].first_node + i];
-      for (const std::vector<Var>* values : {&n.in, &n.out})
-        for (const Var v : *values) {
-          if (!v || g.value(v).device == segments[s].device) continue;
-          Lifetime& l = life[g.value(v).storage];
-          l.last = std::max(l.last, end_of_use(g, segments, s, g.value(v).device));
-        }
-    }
   for (size_t s = 0; s < life.size(); ++s) {
-    if (g.storages[s].kind == Kind::Input) life[s] = {0, end};
+    if (g.storages[s].kind == Kind::Input) life[s].first = 0, life[s].last = end;
     if (g.storages[s].kind == Kind::Kept) life[s].last = end;
   }
+  for (const Node& n : g.nodes)  // a device looks at its counts between segments, too
+    if (n.op == Op::Copy && n.in[0].id == g.counts.id) life[g.value(n.out[0]).storage].last = end;
   return life;
 }
 
+// Which storages may share a place.
+class Order {
+ public:
+  Order(const Graph& g, const std::vector<Segment>& segments, const Past& past)
+      : past_(past), segment_of_(g.nodes.size()) {
+    for (size_t s = 0; s < segments.size(); ++s)
+      std::fill_n(segment_of_.begin() + segments[s].first_node, segments[s].n_nodes, int32_t(s));
+  }
+
+  bool apart(const Lifetime& a, const Lifetime& b) const {
+    return (a.last < b.first && is_before(a, b)) || (b.last < a.first && is_before(b, a));
+  }
+
+ private:
+  // All nodes of a come before those of b; whether all are done when b's begin.
+  bool is_before(const Lifetime& a, const Lifetime& b) const {
+    for (const Lifetime::Use& early : a.uses)
+      for (const Lifetime::Use& late : b.uses)
+        if (early.device != late.device &&
+            past_[segment_of_[late.first]][early.device] < segment_of_[early.last])
+          return false;
+    return true;
+  }
+
+  const Past& past_;
+  std::vector<int32_t> segment_of_;  // by node
+};
+
 // Places the storages of one device; returns the arena's size.
-Result<int64_t> place(const Graph& g, int device, const std::vector<Lifetime>& life,
+Result<int64_t> place(const Graph& g, int device, const std::vector<Lifetime>& life, const Order& ordered,
                       std::vector<int64_t>* offset) {
   std::vector<int32_t> order;
   for (size_t s = 0; s < g.storages.size(); ++s)
@@ -133,7 +153,7 @@ Result<int64_t> place(const Graph& g, int device, const std::vector<Lifetime>& l
   for (const int32_t s : order) {
     int64_t at = 0;
     for (const int32_t other : placed) {
-      if (life[s].last < life[other].first || life[other].last < life[s].first) continue;
+      if (ordered.apart(life[s], life[other])) continue;
       if (at + g.storages[s].bytes <= (*offset)[other]) break;
       at = std::max(at, round_up((*offset)[other] + g.storages[other].bytes, kAlignment));
     }
@@ -152,22 +172,33 @@ Result<int64_t> place(const Graph& g, int device, const std::vector<Lifetime>& l
 }  // namespace
 
 Result<Plan> make_plan(Graph* g, std::span<Backend* const> backends) {
+  std::stable_partition(g->nodes.begin(), g->nodes.end(), [&](const Node& n) { return copies_input(*g, n); });
+  const auto add = [&](Kind kind, int device, const Tensor& shape) {
+    g->storages.push_back({kind, device, shape.elements() * size_of(shape.dtype)});
+    g->values.push_back({shape, Rows::Fixed, device, int32_t(g->storages.size()) - 1, 0});
+    return Var{int32_t(g->values.size()) - 1};
+  };
+  Plan plan;
   for (Node& n : g->nodes) {
     LITE_TRY(backends[n.device]->check(*g, n));
-    const int64_t bytes = backends[n.device]->workspace_bytes(*g, n);
-    if (bytes == 0) continue;
-    g->storages.push_back({Kind::Workspace, n.device, bytes});
-    g->values.push_back({Tensor::of(DType::F32, {ceil_div(bytes, 4)}), Rows::Fixed, n.device,
-                         int32_t(g->storages.size()) - 1, 0});
-    n.workspace = {int32_t(g->values.size()) - 1};
+    if (const int64_t bytes = backends[n.device]->workspace_bytes(*g, n))
+      n.workspace = add(Kind::Workspace, n.device, Tensor::of(DType::F32, {ceil_div(bytes, 4)}));
+    if (n.op == Op::Copy) {
+      const Value& v = g->value(n.out[0]);
+      const int64_t rows = v.rows == Rows::Fixed ? 1 : v.tensor.shape[0];
+      plan.crossing_bytes[size_t(v.rows)] += v.tensor.elements() / rows * size_of(v.tensor.dtype);
+    }
   }
-  Plan plan;
   plan.segments = make_segments(*g);
-  plan.waits = make_waits(plan.segments, backends.size());
+  const Past past = drop_known_waits(&plan.segments, backends.size());
+  for (const Segment& segment : plan.segments) plan.crossings += int64_t(segment.after.size());
+  if (plan.crossings)
+    plan.finished = add(Kind::Input, 0, Tensor::of(DType::I32, {int64_t(plan.segments.size())}));
   plan.offset.assign(g->storages.size(), 0);
-  const std::vector<Lifetime> life = lifetimes(*g, plan.segments);
+  const std::vector<Lifetime> life = lifetimes(*g);
+  const Order ordered(*g, plan.segments, past);
   for (size_t device = 0; device < backends.size(); ++device) {
-    LITE_ASSIGN(const int64_t arena, place(*g, int(device), life, &plan.offset));
+    LITE_ASSIGN(const int64_t arena, place(*g, int(device), life, ordered, &plan.offset));
     plan.arena_bytes.push_back(arena);
   }
   return plan;

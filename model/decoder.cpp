@@ -78,15 +78,18 @@ Var Decoder::experts(int i, Var h) {
     set.shared = swiglu(p + "shared_experts.");
   }
   const int router = o.placement.device(i, Role::Router), streams_to = !o.streamed ? 0 : router ? router : 1;
+  const auto held_by = [&](int e, int device) {
+    return o.placement.expert_device(i, e) == device && (device != 0 || !streams_to);
+  };
   for (int e = 0; e < int(l.n_routed_experts); ++e)
-    if (const int device = o.placement.expert_device(i, e); device || !streams_to)
+    if (const int device = o.placement.expert_device(i, e); held_by(e, device))
       sets[device].slots.push_back(swiglu(str(p, "experts.", e, ".")));
   for (const auto& [device, set] : sets) b.send({h, ids, weights}, device);
   std::vector<Var> parts;
   for (auto& [device, set] : sets) {
     int32_t slot = 0;
     for (int e = 0; e < int(l.n_routed_experts); ++e)
-      set.slot_of_expert.push_back(o.placement.expert_device(i, e) == device ? slot++ : -1);
+      set.slot_of_expert.push_back(held_by(e, device) ? slot++ : -1);
     b.set_device(device);
     parts.push_back(b.moe_ffn(h, ids, weights, std::move(set), o.rounding));
   }

@@ -91,6 +91,8 @@ Status eval_moe_transformer(Model& m, const LayerBatch& batch, const LayerComput
   for (const lite::Buffer& arena : memory) arenas.push_back(arena.get());
   LITE_TRY(m.device_weights().upload(&g.graph, backends));
   lite::bind(&g.graph, plan, arenas, {});
+  static constexpr lite::Phase kPhases[] = {lite::kPrompt};
+  LITE_TRY(lite::prepare(g.graph, plan, backends, kPhases));
 
   const auto data = [&](Var v) { return g.graph.tensor(v).data; };
   const int64_t T = batch.batch * batch.length;

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "ggml-lite/scheduler.h"
-
 namespace dsv3 {
 
 using lite::invalid_argument;
@@ -155,7 +153,22 @@ DecodeSpeed Session::decode_speed(int64_t context, std::span<const double> bandw
                             {options_.mtp, context, options_.kv, bandwidth, link});
 }
 
+// A GPU that waits for the host in the middle of a step keeps the driver from taking or giving back memory, and the driver
+// the host from looking at the GPU: so neither is done during an evaluation.
+std::unique_lock<std::mutex> Session::no_evaluation() {
+  return backends_.size() > 1 ? std::unique_lock(model_.evaluation()) : std::unique_lock<std::mutex>();
+}
+
+Session::~Session() {
+  const auto lock = no_evaluation();
+  stream_memory_.clear();
+  main_arenas_.clear();
+  mtp_arenas_.clear();
+  owned_backends_.clear();
+}
+
 Status Session::allocate() {
+  const auto lock = no_evaluation();
   std::vector<std::byte*> streams;
   for (const lite::Stream& s : streams_) {
     LITE_ASSIGN(lite::Buffer buffer, backends_[s.device]->allocate(stream_bytes(s)));
@@ -169,6 +182,7 @@ Status Session::allocate() {
     Program* const mtp[] = {&mtp_};
     LITE_ASSIGN(mtp_arenas_, bind(mtp, streams));
   }
+  LITE_TRY(prepare());
   const size_t values = size_t(options_.max_logits) * size_t(model_.config().output_size());
   logits_.resize(values);
   if (options_.mtp) mtp_logits_.resize(values);
@@ -198,6 +212,16 @@ Result<std::vector<lite::Buffer>> Session::bind(std::span<Program* const> progra
     lite::bind(&p->step.graph, p->plan, memory, streams);
   }
   return arenas;
+}
+
+// Every step that choose_program() may ask for.
+Status Session::prepare() {
+  static constexpr lite::Phase kPhases[] = {lite::kPrompt, lite::kDecode};
+  for (const Program& p : mains_) {
+    const bool prompts_only = p.streamed || (!options_.attention && p.attention == AttentionForm::Expanded);
+    LITE_TRY(lite::prepare(p.step.graph, p.plan, backends_, std::span(kPhases).first(prompts_only ? 1 : 2)));
+  }
+  return options_.mtp ? lite::prepare(mtp_.step.graph, mtp_.plan, backends_, kPhases) : Status();
 }
 
 // ---- evaluation -------------------------------------------------------------------------------------------
@@ -305,6 +329,7 @@ Status Session::check_routing(const Batch& batch) const {
 Status Session::eval(const Batch& batch) {
   const std::lock_guard lock(model_.evaluation());
   batch_tokens_ = 0;
+  crossings_ = {};
   wanted_.clear();
   LITE_TRY(check(batch));
   for (int32_t seq = 0; seq < options_.max_seqs; ++seq) length_before_[seq] = sequences_.length(seq);
@@ -352,7 +377,7 @@ Status Session::run(Program& p, int32_t tokens, int32_t sequences, int32_t outpu
   counts[lite::kSequences] = sequences;
   counts[lite::kOutputs] = outputs;
   counts[lite::kPhase] = phase_;
-  return lite::run(p.step.graph, p.plan, backends_, cancel_);
+  return lite::run(p.step.graph, p.plan, backends_, cancel_, &crossings_);
 }
 
 // Evaluates tokens [first, first + n) of the batch, sequence by sequence, in the order of the batch within

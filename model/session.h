@@ -7,6 +7,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,6 +16,7 @@
 #include "ggml-lite/backend.h"
 #include "ggml-lite/kv.h"
 #include "ggml-lite/plan.h"
+#include "ggml-lite/scheduler.h"
 #include "model/device.h"
 #include "model/graphs.h"
 #include "model/model.h"
@@ -85,6 +87,7 @@ class Session {
   Status allocate();
   // The least that a token takes with `context` rows cached: bytes per second of every device, and between them.
   DecodeSpeed decode_speed(int64_t context, std::span<const double> bandwidth, double link) const;
+  ~Session();
 
   Model& model() { return model_; }
   const SessionOptions& options() const { return options_; }
@@ -98,6 +101,7 @@ class Session {
 
   // Of the last batch.
   lite::Phase phase() const { return phase_; }
+  const lite::Crossings& crossings() const { return crossings_; }
 
   // `to` becomes the first `length` tokens of `from`; 0 <= length <= that of `from`, and `to` is another.
   void fork(int32_t from, int32_t to, int32_t length);
@@ -139,6 +143,7 @@ class Session {
   };
 
   Session(Model& model, const SessionOptions& options);
+  std::unique_lock<std::mutex> no_evaluation();
   Status place();
   Status build(const Placement& placement, int64_t streamed_bytes);
   std::vector<MemoryUse> memory(const Placement& placement, const Parts& parts) const;
@@ -147,6 +152,7 @@ class Session {
                                          std::span<std::byte* const> streams);
   Program& choose_program(int64_t tokens);
   AttentionForm choose_attention() const;
+  Status prepare();
   Status check(const Batch& batch);
   Status check_routing(const Batch& batch) const;
   Status run_pass(const Batch& batch, int32_t first, int32_t n);
@@ -186,6 +192,7 @@ class Session {
   std::vector<int32_t> tokens_;             // [max_seqs, context] ids of every sequence
   int32_t batch_tokens_ = 0;                // of the last batch
   lite::Phase phase_ = lite::kPrompt;       // of the batch being evaluated
+  lite::Crossings crossings_;               // of the last batch
   std::vector<int64_t> length_before_;      // [max_seqs]
   std::vector<int32_t> seq_count_;          // [max_seqs] tokens of the batch, then of a pass
   std::vector<int32_t> last_token_;         // [max_seqs] index in the batch, or -1

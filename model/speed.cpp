@@ -18,11 +18,12 @@ class Walk {
   }
   // The hidden state goes on to a device.
   void move(int device, double bytes) {
-    if (at_ >= 0 && device != at_) cross(bytes);
+    if (at_ >= 0 && device != at_) cross(bytes, 1);
     at_ = device;
   }
-  void cross(double bytes) {
+  void cross(double bytes, int64_t times) {
     speed.crossed += bytes;
+    speed.crossings += times;
     speed.seconds += bytes / q_.link;
   }
   void side_by_side(const std::map<int, double>& bytes_by_device) {
@@ -73,7 +74,7 @@ DecodeSpeed decode_speed(const Config& c, const Parts& parts, const Placement& p
       experts[p.expert_device(layer, e)] += parts.expert(layer, e).read;
     const double chosen = double(l.num_experts_per_tok) * (sizeof(int32_t) + sizeof(float));
     for (const auto& [device, bytes] : experts)
-      if (device != router) walk.cross(2 * hidden + chosen);
+      if (device != router) walk.cross(2 * hidden + chosen, 2);
     walk.side_by_side(experts);
   }
   step(layers > c.num_hidden_layers ? layers - 1 : -1, Role::Head);

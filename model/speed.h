@@ -13,6 +13,7 @@ namespace dsv3 {
 struct DecodeSpeed {
   std::vector<double> read;  // bytes of weights and cached rows, by device
   double crossed = 0;        // bytes between devices
+  int64_t crossings = 0;     // times that one waits for another
   double seconds = 0;
 };
 

@@ -31,6 +31,9 @@ struct Setting {
 struct Samples {
   std::vector<double> seconds;
   std::vector<dsv3_ceilings> ceilings;
+  // Of a session divided between devices: per token.
+  double crossings = 0, crossed_bytes = 0;
+  std::vector<double> waited;
 };
 
 double median(std::vector<double> values) {
@@ -72,9 +75,11 @@ class Bench {
             truncate(s, depth);
           }
           if (o_.generate) {
+            const dsv3_session_stats before = stats(s);
             sample(&decode[i], round > 0, [&] {
               for (int32_t n = 0; n < o_.generate; ++n) evaluate(s, tokens(1, depth + n), DSV3_PHASE_DECODE);
             });
+            if (round > 0) add_crossings(&decode[i], before, stats(s));
             truncate(s, depth);
           }
         }
@@ -150,6 +155,19 @@ class Bench {
     return c;
   }
 
+  static dsv3_session_stats stats(const Setting& s) {
+    dsv3_session_stats now = {};
+    now.struct_size = sizeof now;
+    check(dsv3_session_get_stats(s.session.get(), &now));
+    return now;
+  }
+  void add_crossings(Samples* samples, const dsv3_session_stats& before, const dsv3_session_stats& after) {
+    samples->crossings = double(after.decode_crossings - before.decode_crossings) / o_.generate;
+    samples->crossed_bytes = double(after.decode_crossed_bytes - before.decode_crossed_bytes) / o_.generate;
+    samples->waited.push_back((after.decode_waited - before.decode_waited) / o_.generate);
+    divided_ = divided_ || samples->crossings > 0;
+  }
+
   // Median over the rounds of f(seconds, ceilings).
   template <class F>
   static double over(const Samples& s, F&& f) {
@@ -198,6 +216,11 @@ class Bench {
       r["decode_share"] = over(decode, [&](double t, const dsv3_ceilings& c) {
         return o_.generate * bound(s, context, c).seconds / t;
       });
+      if (divided_) {
+        r["crossings"] = decode.crossings;
+        r["crossed_kB"] = decode.crossed_bytes / 1e3;
+        r["waited_us_per_layer"] = median(decode.waited) * 1e6 / info_.n_layers;
+      }
     }
     return r;
   }
@@ -205,6 +228,7 @@ class Bench {
   const BenchOptions& o_;
   std::vector<Setting> settings_;
   dsv3_model_info info_ = {};
+  bool divided_ = false;  // a setting, between devices
   Meter meter_;
 };
 

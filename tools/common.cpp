@@ -190,7 +190,7 @@ void log_warnings(void*, dsv3_log_level level, const char* line) {
   if (level == DSV3_LOG_WARNING) note(text("warning: ", line));
 }
 
-bool opening = false;  // a model: what it says of itself is in `dsv3 info`
+bool opening = false;  // a model: what it says of itself is in `dsv3 info`, but for a choice of its backend
 
 void log_all(void*, dsv3_log_level level, const char* line) {
   if (level == DSV3_LOG_INFO && opening) return;
@@ -206,7 +206,7 @@ Model open_model(const std::string& path, const ComputeOptions& compute, bool qu
   options.isa = compute.isa.c_str();
   options.log = quiet ? log_warnings : log_all;
   dsv3_model* model = nullptr;
-  opening = true;
+  opening = compute.backend != "auto";
   const dsv3_status status = dsv3_model_open(path.c_str(), &options, &model);
   opening = false;
   check(status);
@@ -351,9 +351,10 @@ void ComputeOptions::add_device_to(CLI::App* command) {
       ->type_name("N");
   command->add_flag("--exact", exact, "f32 activations in every product, also where bf16 is faster");
   command
-      ->add_option(
-          "--backend", backend,
-          "what computes: cpu; ref, the slow reference; cuda or cuda:N, a GPU, if --version names it")
+      ->add_option("--backend", backend,
+                   "what computes: cpu; ref, the slow reference; cuda or cuda:N, a GPU, if --version names "
+                   "it; auto, a GPU if "
+                   "one can be used, else cpu")
       ->capture_default_str();
   command->add_option("--isa", isa, "instruction sets of --backend cpu: auto, or one that --version names")
       ->capture_default_str();

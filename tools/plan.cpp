@@ -63,7 +63,8 @@ std::string speed_text(const json& plan) {
            decimal(plan["tokens_per_second_full"].get<double>(), 2), " with ", plan["context"].get<int64_t>(),
            " tokens");
   if (plan["crossed_per_token"].get<int64_t>() > 0)
-    out += text("; ", size_text(plan["crossed_per_token"].get<int64_t>()), " a token between devices at ",
+    out += text("; ", plan["crossings_per_token"].get<int64_t>(), " crossings a token between devices, ",
+                size_text(plan["crossed_per_token"].get<int64_t>()), " at ",
                 decimal(plan["pcie_GBps"].get<double>(), 0), " GB/s ",
                 plan["pcie_GBps_from"].get<std::string>());
   return out + "\n";

@@ -100,7 +100,8 @@ class Batch(Struct):
 class SessionStats(Struct):
     _fields_ = [("struct_size", c_uint32), ("prompt_tokens", c_int64), ("prompt_seconds", c_double),
                 ("decode_tokens", c_int64), ("decode_evals", c_int64), ("decode_seconds", c_double),
-                ("decode_bytes", c_int64), ("cached_tokens", c_int64), ("cache_bytes", c_int64)]
+                ("decode_bytes", c_int64), ("cached_tokens", c_int64), ("cache_bytes", c_int64),
+                ("decode_crossings", c_int64), ("decode_crossed_bytes", c_int64), ("decode_waited", c_double)]
 
 
 class LogitBias(ctypes.Structure):

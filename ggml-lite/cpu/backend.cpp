@@ -59,9 +59,6 @@ class CpuBackend final : public Backend {
     return run_on_host(g, segment, cancel, options_.n_threads,
                        [&](const Node& n, const Team& team) { run_node(g, n, team); });
   }
-  Status wait() override {
-    return {};
-  }
 
  private:
   void run_node(const Graph& g, const Node& n, const Team& team) const {

@@ -36,10 +36,6 @@ class RefBackend final : public Backend {
                        [&](const Node& n, const Team& team) { ref::run_node(g, n, team); });
   }
 
-  Status wait() override {
-    return {};
-  }
-
  private:
   int n_threads_;
 };

@@ -102,6 +102,24 @@ class Bench(CudaCase):
         self.assertTrue(0 < rows[0]["decode_share"] < 1, rows)
 
 
+class Automatic(CudaCase):
+    """Takes a GPU if one can be used, and says what it took and why."""
+
+    def stderr(self, name, *args):
+        result = program(name, "run", packed(DEMO), "-p", "It", "-n", 1, "--backend", "auto", *args)
+        self.ok(result)
+        return result.stderr.decode()
+
+    def test_choice(self):
+        self.assertIn("backend auto, which is cuda:0 (the host's processor), the first GPU that can be used", self.stderr(self.program))
+        chosen = self.stderr("dsv3")
+        if b"CUDA: not built in" in dsv3("--version").stdout:
+            self.assertIn("backend auto, which is cpu; this build has no CUDA", chosen)
+        elif not pathlib.Path("/dev/nvidiactl").exists():
+            self.assertIn("backend auto, which is cpu; no GPU can be used", chosen)
+        self.assertEqual(self.stderr(self.program, "-q"), "")
+
+
 class Divided(CudaCase):
     """Between GPU and host; the unit tests have more divisions."""
 
@@ -136,6 +154,18 @@ class Divided(CudaCase):
                     self.assert_golden(case, load_safetensors(first))
                     self.assert_same_bits(first, second)
         self.assertEqual(self.run_demo("--backend", "cuda", "--place", "routed_experts=cpu", "--stream-from", 2), self.run_demo())
+
+    def test_bench_counts_crossings(self):
+        args = ("bench", packed(DEMO), "--prompt", 0, "--generate", 2, "--repeat", 1, "--json", "--backend", "cuda")
+        config = json.loads((DEMO / "config.json").read_text())
+        plan = json.loads(self.ok(dsv3("plan", packed(DEMO), "--place", "routed_experts=cpu", "--json")))
+        row, = json.loads(self.ok(program(self.program, *args, "--place", "routed_experts=cpu")))
+        self.assertEqual(row["crossings"], plan["crossings_per_token"])
+        self.assertGreater(row["crossed_kB"], plan["crossed_per_token"] / 1e3)  # the step's inputs come on top
+        self.assertGreater(row["waited_us_per_layer"], 0)
+        self.assertEqual(plan["crossings_per_token"], 2 * (config["num_hidden_layers"] - config["first_k_dense_replace"]))
+        row, = json.loads(self.ok(program(self.program, *args)))
+        self.assertNotIn("crossings", row)
 
     def test_refused(self):
         self.fails(program("dsv3", "run", packed(DEMO), "-p", "a", "--gpu-memory", "1G"), "open the model with one")

@@ -44,7 +44,7 @@ class Plan(Case):
     def test_text(self):
         result = dsv3("plan", V3, "--gpu-memory", "24G", "--mtp", "-c", 100000, *SPEEDS)
         out = self.ok(result).decode()
-        for part in ("0-61  attention", "routed_experts", "cuda:0", "driver (estimated)", "24.000 GiB", "At best ", "with 100000 tokens"):
+        for part in ("0-61  attention", "routed_experts", "cuda:0", "driver (estimated)", "24.000 GiB", "At best ", "with 100000 tokens", " crossings a token between devices, "):
             self.assertIn(part, out)
         # This machine is smaller than V3: a warning, and no failure.
         if b"warning" not in result.stderr:
@@ -53,7 +53,7 @@ class Plan(Case):
     def test_cpu_alone(self):
         plan = self.plan(packed(DEMO))
         self.assertEqual([device["device"] for device in plan["devices"]], ["cpu"])
-        self.assertEqual(plan["crossed_per_token"], 0)
+        self.assertEqual((plan["crossings_per_token"], plan["crossed_per_token"]), (0, 0))
 
     def test_config_and_packed_file_agree(self):
         keys = ("parts", "devices", "tokens_per_second")

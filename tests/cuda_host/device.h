@@ -5,8 +5,10 @@
 // block must come to a barrier and every lane of a warp to the same exchange; else the process ends with a message.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "ggml-lite/dtype.h"
@@ -105,6 +107,16 @@ inline void store16(void* at, const Words4& words) {
   if (reinterpret_cast<uintptr_t>(at) % 16 != 0)
     host::fail("a store of 16 bytes at an address that is no multiple of 16");
   std::memcpy(at, &words, sizeof words);
+}
+
+inline int32_t load_acquire(const int32_t* at) {
+  return std::atomic_ref(*const_cast<int32_t*>(at)).load(std::memory_order_acquire);
+}
+inline void store_release(int32_t* at, int32_t value) {
+  std::atomic_ref(*at).store(value, std::memory_order_release);
+}
+inline void pause() {
+  std::this_thread::yield();
 }
 
 inline uint32_t bf16x2_of(float first, float second) {

@@ -10,6 +10,10 @@
 #if __has_feature(address_sanitizer)
 #define DSV3_ASAN 1
 #endif
+#if __has_feature(thread_sanitizer)
+#include <sanitizer/tsan_interface.h>
+#define DSV3_TSAN 1
+#endif
 #endif
 #ifdef DSV3_ASAN
 #include <sanitizer/asan_interface.h>
@@ -52,6 +56,9 @@ Fiber::Fiber(void (*entry)()) : bottom_(nullptr), size_(kStack) {
   void* memory =
       mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) fail("no memory for the stack of a fiber");
+#ifdef DSV3_TSAN
+  tsan_ = __tsan_create_fiber(0);
+#endif
   stack_ = static_cast<std::byte*>(memory);
   bottom_ = stack_;
 #if defined(__x86_64__)
@@ -69,6 +76,9 @@ Fiber::Fiber(void (*entry)()) : bottom_(nullptr), size_(kStack) {
 
 Fiber::~Fiber() {
   if (!stack_) return;
+#ifdef DSV3_TSAN
+  __tsan_destroy_fiber(tsan_);
+#endif
 #ifdef DSV3_ASAN
   __asan_unpoison_memory_region(stack_, kStack);  // the next mapping there is no stack
 #endif
@@ -77,6 +87,10 @@ Fiber::~Fiber() {
 
 void Fiber::go(Fiber* from, Fiber* to) {
   came_from = from;
+#ifdef DSV3_TSAN
+  if (!from->stack_) from->tsan_ = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(to->tsan_, 0);
+#endif
 #ifdef DSV3_ASAN
   __sanitizer_start_switch_fiber(&from->fake_stack_, to->bottom_, to->size_);
 #endif

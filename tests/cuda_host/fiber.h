@@ -31,7 +31,8 @@ class Fiber {
 #else
   ucontext_t context_;
 #endif
-  // What the address sanitizer wants to know.
+  // What the thread sanitizer and the address sanitizer want to know.
+  void* tsan_ = nullptr;
   const void* bottom_ = nullptr;
   size_t size_ = 0;
   void* fake_stack_ = nullptr;

@@ -1,6 +1,6 @@
 // Sessions in several threads: two write the same text, one forks, saves and loads, one is cancelled by another; the
-// model is described and asked meanwhile. Usage: dsv3-threads MODEL.dsv3. Exit: 0 all as expected. Under the thread
-// sanitizer also: no race.
+// model is described and asked meanwhile. On the CPU, then divided between it and a GPU (tests/cuda_host). Usage: dsv3-threads
+// MODEL.dsv3. Exit: 0 all as expected. Under the thread sanitizer also: no race.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -22,13 +22,14 @@ void require(dsv3_status status, const char* what) {
   require(status == DSV3_OK, what);
 }
 
-dsv3_session* new_session(dsv3_model* model) {
+dsv3_session* new_session(dsv3_model* model, const char* place) {
   dsv3_session_options o = {};
   o.struct_size = sizeof o;
   o.context = 128;
   o.max_seqs = 2;
   o.max_batch_tokens = 8;
   o.n_threads = 2;
+  o.place = place;
   dsv3_session* session = nullptr;
   require(dsv3_session_new(model, &o, &session), "new session");
   return session;
@@ -61,8 +62,8 @@ std::vector<int32_t> write_text(dsv3_model* model, dsv3_session* session, int n)
 }
 
 // A text, and its end again through a fork and a saved session.
-void write_and_fork(dsv3_model* model, bool save, std::vector<int32_t>* text) {
-  dsv3_session* session = new_session(model);
+void write_and_fork(dsv3_model* model, const char* place, bool save, std::vector<int32_t>* text) {
+  dsv3_session* session = new_session(model, place);
   *text = write_text(model, session, 3);
   const int32_t length = dsv3_seq_length(session, 0);
   require(dsv3_seq_fork(session, 0, 1, length - 1), "fork");
@@ -112,21 +113,19 @@ void evaluate_until_cancelled(dsv3_session* session, std::atomic<bool>* started)
   require(status == DSV3_CANCELLED, "cancelled");
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: %s MODEL.dsv3\n", argv[0]);
-    return 2;
-  }
+void exercise(const char* path, const char* backend, const char* place) {
+  dsv3_model_options o = {};
+  o.struct_size = sizeof o;
+  o.backend = backend;
   dsv3_model* model = nullptr;
-  require(dsv3_model_open(argv[1], nullptr, &model), "open");
+  require(dsv3_model_open(path, &o, &model), "open");
   std::vector<std::thread> threads;
   std::vector<int32_t> texts[2];
-  dsv3_session* endless = new_session(model);
+  dsv3_session* endless = new_session(model, place);
   std::atomic<bool> started = false;
   threads.emplace_back(evaluate_until_cancelled, endless, &started);
-  for (int i = 0; i < 2; ++i) threads.emplace_back([&, i] { write_and_fork(model, i == 1, &texts[i]); });
+  for (int i = 0; i < 2; ++i)
+    threads.emplace_back([&, i] { write_and_fork(model, place, i == 1, &texts[i]); });
   for (int i = 0; i < 2; ++i) threads.emplace_back([model, i] { fail_and_look(model, i); });
   require(dsv3_model_close(model) == DSV3_BUSY, "close a model with live sessions");
   while (!started) std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -135,6 +134,17 @@ int main(int argc, char** argv) {
   require(texts[0] == texts[1], "two threads wrote different texts");
   dsv3_session_free(endless);
   require(dsv3_model_close(model), "close");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: %s MODEL.dsv3\n", argv[0]);
+    return 2;
+  }
+  exercise(argv[1], "cpu", nullptr);
+  exercise(argv[1], "cuda", "routed_experts=cpu; layers 1 attention=cpu");
   std::puts("threads: all as expected");
   return 0;
 }

@@ -1,7 +1,13 @@
 // The twin of cuda/device.h that runs kernels on the host (tests/cuda_host), and weights in the memory of devices.
+#include <atomic>
+#include <thread>
+
 #include "cuda/cuda.h"
 #include "cuda/device.h"
+#include "cuda/kernels.h"
+#include "cuda/upload.h"
 #include "ggml-lite/device_weights.h"
+#include "ggml-lite/plan.h"
 #include "tests/unit/support.h"
 
 using namespace lite;
@@ -146,6 +152,49 @@ TEST_CASE("kernels on the host: every ceiling is measured") {
     CHECK(ceiling > 0);
   }
   CHECK(make_cuda_meter(7).status().code() == Code::NotFound);
+}
+
+TEST_CASE("kernels on the host: a segment waits for a word, and a stopped one leaves no rows") {
+  cuda::Stream first = make_stream(), second = make_stream();
+  for (const Finished said : {kDone, kStopped}) {
+    int value = 0;
+    int32_t words[2] = {kPending, kPending}, counts[kCounts] = {5, 1, 2, kPrompt};
+    cuda::await_segment(&words[0], counts, first);
+    cuda::launch(add_one, {}, 32, 0, first, &value);
+    cuda::tell_segment(&words[1], counts, first);
+    cuda::await_segment(&words[1], nullptr, second);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    CHECK(cuda::load_acquire(&words[1]) == kPending);
+    CHECK(first.poll().ok());
+    cuda::store_release(&words[0], said);
+    CHECK(second.wait().ok());
+    CHECK(words[1] == said);
+    CHECK(value == 1);
+    CHECK(counts[kTokens] == (said == kDone ? 5 : 0));
+    CHECK(counts[kOutputs] == (said == kDone ? 2 : 0));
+    CHECK(first.wait().ok());
+  }
+}
+
+TEST_CASE("uploads: pieces of any size arrive at their places, through parts of any size") {
+  test::Rng rng(62);
+  for (int round = 0; round < 40; ++round) {
+    std::deque<std::vector<std::byte>> from;
+    std::vector<Piece> pieces;
+    int64_t end = 0;
+    for (int64_t n = rng.between(0, 12); n > 0; --n) {
+      std::vector<std::byte>& bytes = from.emplace_back(size_t(rng.between(1, rng.below(2) ? 9 : 5000)));
+      for (std::byte& b : bytes) b = std::byte(rng.below(256));
+      end += rng.below(3) ? 0 : rng.below(300);
+      pieces.push_back({end, bytes.data(), int64_t(bytes.size())});
+      end += int64_t(bytes.size());
+    }
+    std::vector<std::byte> to(size_t(end) + 1, std::byte{0xA5});
+    CHECK(cuda::upload(0, to.data(), pieces, rng.between(1, 4000)).ok());
+    for (size_t i = 0; i < pieces.size(); ++i)
+      REQUIRE(std::equal(from[i].begin(), from[i].end(), to.begin() + pieces[i].place));
+    CHECK(to.back() == std::byte{0xA5});
+  }
 }
 
 TEST_CASE("device weights: what another device reads is copied there once, with its scales") {

@@ -47,10 +47,20 @@ class Counting final : public lite::Backend {
   int64_t workspace_bytes(const lite::Graph& g, const lite::Node& n) const override {
     return inner_->workspace_bytes(g, n);
   }
-  Status run(const lite::Graph& g, const lite::Segment& s, const std::atomic<bool>& cancel) override {
-    return inner_->run(g, s, cancel);
+  bool asynchronous() const override { return true; }
+  Status prepare(const lite::Graph& g, const lite::Plan& plan, int device,
+                 std::span<const lite::Phase> phases) override {
+    return inner_->prepare(g, plan, device, phases);
   }
+  Status start(const lite::Graph& g, const lite::Plan& plan, int device) override {
+    LITE_TRY(inner_->start(g, plan, device));
+    if (started) started();
+    return {};
+  }
+  Status poll() override { return inner_->poll(); }
   Status wait() override { return inner_->wait(); }
+
+  std::function<void()> started;  // called when the GPU has been given a step
 
  private:
   std::unique_ptr<lite::Backend> inner_;
@@ -180,6 +190,46 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a divided session that is cancelled in the middle of a step can be used on") {
+  const auto model = take(Model::open(api_test::packed("ds3-fp8")));
+  SessionOptions o = options_of(*model, 0);
+  o.place = "routed_experts=cpu; layers 0 attention=cpu";
+  int64_t own = 0, shared = 0;
+  Session* running = nullptr;
+  bool cancels = false;
+  o.device.gpus.push_back({[&]() -> Result<std::unique_ptr<lite::Backend>> {
+                             auto gpu = std::make_unique<Counting>(0, &own, &shared);
+                             gpu->started = [&] {
+                               if (cancels) running->cancel();
+                             };
+                             return std::unique_ptr<lite::Backend>(std::move(gpu));
+                           },
+                           nullptr});
+  const auto session = take(Session::plan(*model, o));
+  running = session.get();
+  REQUIRE(session->allocate().ok());
+  const std::vector<int32_t> ids = {3, 1, 4, 1, 5};
+  const Batch batch = {ids, nullptr, nullptr, nullptr, {}};
+  const auto logits = [&] {
+    const float* row = session->logits(int32_t(ids.size()) - 1);
+    return std::vector<float>(row, row + model->config().output_size());
+  };
+  REQUIRE(session->eval(batch).ok());
+  const std::vector<float> want = logits();
+  CHECK(session->crossings().count > 0);
+  CHECK(session->crossings().bytes > int64_t(ids.size()) * model->config().hidden_size * 4);
+  CHECK(session->crossings().waited >= 0);
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    session->sequences().resize(0, 0);
+    cancels = true;
+    CHECK(session->eval(batch).code() == lite::Code::Cancelled);
+    CHECK(session->sequences().length(0) == 0);
+    cancels = false;
+    REQUIRE(session->eval(batch).ok());
+    CHECK(logits() == want);
+  }
+}
+
 TEST_CASE("a configuration alone is planned as its converted model") {
   for (const char* name : {"ds3-mtp", "ds2-lite", "ds3-fp8", "qwen3-moe-fp8"}) {
     CAPTURE(std::string(name));
@@ -255,12 +305,14 @@ TEST_CASE("speed: devices of one layer work side by side, all else one after the
   DecodeSpeed s = speed(p);
   CHECK(s.read[0] == doctest::Approx(double(s.seconds) * 100e9));
   CHECK(s.crossed == 0);
+  CHECK(s.crossings == 0);
   const double all = s.read[0];
   p = Placement(model->config(), 1);
   for (int layer = 3; layer < 61; ++layer) p.put(layer, Role::RoutedExperts, 0);
   s = speed(p);
   CHECK(s.read[0] + s.read[1] == doctest::Approx(all));
   CHECK(s.crossed == 58 * (2 * 7168 * 4 + 8 * 8));
+  CHECK(s.crossings == 58 * 2);
   const double shared = 58 * parts.of(3, Role::SharedExperts).read;  // hidden behind the host's experts
   CHECK(s.seconds == doctest::Approx(s.read[0] / 100e9 + (s.read[1] - shared) / 1000e9 + s.crossed / 25e9));
 }

@@ -1,7 +1,10 @@
 // The memory plan, segments, runs on several devices, and block tables.
 #include <algorithm>
+#include <deque>
+#include <functional>
 #include <set>
 
+#include "cuda/cuda.h"
 #include "ggml-lite/kv.h"
 #include "ggml-lite/staging.h"
 #include "tests/unit/support.h"
@@ -158,6 +161,7 @@ void write_inputs(const Graph& g, const StepInputs& in, uint64_t seed) {
   counts[Count::kTokens] = kLiveTokens;
   counts[Count::kSequences] = 1;
   counts[Count::kOutputs] = 0;
+  counts[Count::kPhase] = seed % 2 ? kDecode : kPrompt;
   for (int64_t t = 0; t < kLiveTokens; ++t) g.tensor(in.ids).row<int32_t>(0)[t] = int32_t(rng.below(20));
 }
 
@@ -193,7 +197,7 @@ Bits run_plan(RandomGraph& r, const Plan& plan, const std::vector<Backend*>& bac
   return live_bits(r.graph, r.kept);
 }
 
-// A device that does its work only when it is waited for, as slow as a contract allows.
+// A device beside the host that does its work only when the host stands still for it, as slow as a contract allows.
 class LateBackend final : public Backend {
  public:
   LateBackend() : inner_(make_ref_backend(1)) {}
@@ -203,20 +207,58 @@ class LateBackend final : public Backend {
   int64_t workspace_bytes(const Graph& g, const Node& n) const override {
     return inner_->workspace_bytes(g, n);
   }
-  Status run(const Graph& g, const Segment& segment, const std::atomic<bool>&) override {
-    work_.emplace_back(&g, segment);
+  bool asynchronous() const override { return true; }
+  Status start(const Graph& g, const Plan& plan, int device) override {
+    CHECK(work_.empty());
+    g_ = &g;
+    finished_ = plan.finished ? g.tensor(plan.finished).row<int32_t>(0) : nullptr;
+    for (size_t s = 0; s < plan.segments.size(); ++s)
+      if (plan.segments[s].device == device) work_.emplace_back(s, plan.segments[s]);
+    return {};
+  }
+  Status poll() override {
+    if (work_.empty()) return {};
+    const auto [number, segment] = work_.front();
+    bool stopped = false;
+    for (const int32_t needed : segment.after) {
+      if (finished_[needed] == kPending) return {};
+      stopped = stopped || finished_[needed] == kStopped;
+    }
+    work_.pop_front();
+    if (!stopped) LITE_TRY(inner_->run(*g_, segment, kNever));
+    if (finished_) finished_[number] = stopped ? kStopped : kDone;
     return {};
   }
   Status wait() override {
-    for (const auto& [g, segment] : work_) LITE_TRY(inner_->run(*g, segment, kNever));
-    work_.clear();
+    for (size_t left = work_.size(); left; left = work_.size()) {
+      LITE_TRY(poll());
+      REQUIRE(work_.size() < left);  // all that it may still wait for has been said
+    }
     return {};
   }
   size_t unfinished() const { return work_.size(); }
 
  private:
   std::unique_ptr<Backend> inner_;
-  std::vector<std::pair<const Graph*, Segment>> work_;
+  const Graph* g_ = nullptr;
+  int32_t* finished_ = nullptr;
+  std::deque<std::pair<size_t, Segment>> work_;
+};
+
+// A device beside the host that never finishes anything.
+class SilentBackend final : public Backend {
+ public:
+  explicit SilentBackend(std::function<Status()> polled) : polled_(std::move(polled)) {}
+  std::string name() const override { return "silent"; }
+  Result<Buffer> allocate(int64_t) override { return internal_error("no memory here"); }
+  Status check(const Graph&, const Node&) const override { return {}; }
+  int64_t workspace_bytes(const Graph&, const Node&) const override { return 0; }
+  bool asynchronous() const override { return true; }
+  Status start(const Graph&, const Plan&, int) override { return {}; }
+  Status poll() override { return polled_(); }
+
+ private:
+  std::function<Status()> polled_;
 };
 
 // Fails at its n-th segment.
@@ -234,37 +276,56 @@ class FailingBackend final : public Backend {
   Status run(const Graph& g, const Segment& segment, const std::atomic<bool>& cancel) override {
     return left_-- > 0 ? inner_->run(g, segment, cancel) : Status(Code::Device, "broken");
   }
-  Status wait() override { return {}; }
 
  private:
   std::unique_ptr<Backend> inner_;
   int left_;
 };
 
-// Whether a place that another device reads is written again only when that device has been waited for.
-bool reuse_waits(const Graph& g, const Plan& plan) {
+std::vector<int32_t> segments_of(const Graph& g, const Plan& plan) {
   std::vector<int32_t> segment_of(g.nodes.size());
   for (size_t k = 0; k < plan.segments.size(); ++k)
     std::fill_n(segment_of.begin() + plan.segments[k].first_node, plan.segments[k].n_nodes, int32_t(k));
-  // A segment in (after, upto] waits for everything that its device has been given.
-  const auto waited = [&](int device, int32_t after, int32_t upto) {
-    for (int32_t k = after + 1; k <= upto; ++k)
-      for (const int32_t other : plan.segments[k].after)
-        if (plan.segments[other].device == device) return true;
-    return false;
-  };
-  for (size_t i = 0; i < g.nodes.size(); ++i)
-    for (const Var v : g.nodes[i].in) {
-      if (!v || g.value(v).device == g.nodes[i].device || !in_arena(g.storages[g.value(v).storage])) continue;
-      const int32_t read = g.value(v).storage;
-      for (size_t j = i + 1; j < g.nodes.size(); ++j)
-        for (Var w : {g.nodes[j].out[0], g.nodes[j].out.back(), g.nodes[j].workspace}) {
-          if (!w || g.value(w).device != g.value(v).device) continue;
-          const int32_t written = g.value(w).storage;
-          const bool apart = plan.offset[read] + g.storages[read].bytes <= plan.offset[written] ||
-                             plan.offset[written] + g.storages[written].bytes <= plan.offset[read];
-          if (!apart && !waited(g.nodes[i].device, segment_of[i], segment_of[j])) return false;
-        }
+  return segment_of;
+}
+
+// [k][i]: segment i is done when segment k begins, by every way of waits and of devices that do one after the other.
+std::vector<std::vector<bool>> done_before(const Plan& plan) {
+  const size_t n = plan.segments.size();
+  std::vector<std::vector<bool>> done(n, std::vector<bool>(n, false));
+  for (size_t k = 0; k < n; ++k)
+    for (size_t i = 0; i < k; ++i) {
+      const std::vector<int32_t>& after = plan.segments[k].after;
+      if (plan.segments[i].device != plan.segments[k].device &&
+          std::count(after.begin(), after.end(), int32_t(i)) == 0)
+        continue;
+      done[k][i] = true;
+      for (size_t before = 0; before < i; ++before) done[k][before] = done[k][before] || done[i][before];
+    }
+  return done;
+}
+
+// Whether devices that run side by side touch a shared place one after the other, whatever their speed.
+bool reuse_waits(const Graph& g, const Plan& plan) {
+  const std::vector<int32_t> segment_of = segments_of(g, plan);
+  const auto done = done_before(plan);
+  std::vector<std::vector<int32_t>> touched(g.storages.size());  // by which nodes
+  for (size_t i = 0; i < g.nodes.size(); ++i) {
+    const Node& n = g.nodes[i];
+    for (const std::vector<Var>& values : {n.in, n.out, {n.counts, n.workspace}})
+      for (const Var v : values)
+        if (v && in_arena(g.storages[g.value(v).storage])) touched[g.value(v).storage].push_back(int32_t(i));
+  }
+  for (size_t a = 0; a < touched.size(); ++a)
+    for (size_t b = 0; b < touched.size(); ++b) {
+      const Storage &x = g.storages[a], &y = g.storages[b];
+      if (a == b || x.device != y.device || plan.offset[a] + x.bytes <= plan.offset[b] ||
+          plan.offset[b] + y.bytes <= plan.offset[a])
+        continue;
+      for (const int32_t i : touched[a])
+        for (const int32_t j : touched[b])
+          if (i < j && g.nodes[i].device != g.nodes[j].device && !done[segment_of[j]][segment_of[i]])
+            return false;
     }
   return true;
 }
@@ -359,6 +420,7 @@ TEST_CASE(
       if (n.op == Op::Copy) CHECK(copied.emplace(n.in[0].id, g.value(n.out[0]).device).second);  // once
     int32_t next = 0;
     std::vector<int32_t> segment_of(g.nodes.size());
+    const auto done = done_before(*plan);
     for (size_t k = 0; k < plan->segments.size(); ++k) {
       const Segment& s = plan->segments[k];
       CHECK(s.first_node == next);
@@ -375,6 +437,8 @@ TEST_CASE(
         segment_of[i] = int32_t(k);
         CHECK(n.device == s.device);
         CHECK((n.op != Op::Copy || n.device != 0));  // the other side copies, as it reaches both
+        // A device that is stopped while it waits must not get its counts after that.
+        if (n.op == Op::Copy && n.in[0].id == g.counts.id) CHECK(s.after.empty());
         for (const Var v : n.out) CHECK((n.op == Op::Copy || g.value(v).device == n.device));
         std::vector<Var> read = n.in;
         if (n.op != Op::Copy) read.push_back(n.counts);
@@ -389,8 +453,11 @@ TEST_CASE(
                 after.insert(segment_of[j]);
         }
       }
-      for (const int32_t other : after) CHECK(std::count(s.after.begin(), s.after.end(), other) == 1);
-      for (const int32_t other : s.after) CHECK(other < int32_t(k));
+      for (const int32_t other : after) CHECK(done[k][other]);
+      for (const int32_t other : s.after) {
+        CHECK(other < int32_t(k));
+        CHECK(plan->segments[other].device != s.device);
+      }
       next += s.n_nodes;
     }
     CHECK(next == int32_t(g.nodes.size()));
@@ -508,6 +575,85 @@ TEST_CASE("weights that are brought while a step runs: what they say, and room f
   CHECK(results[2] == results[0]);
 }
 
+TEST_CASE("devices beside the host: any memory plan gives the bits of separate memory, with two GPUs") {
+  for (uint64_t seed = 300; seed < 300 + kGraphs; ++seed) {
+    CAPTURE(seed);
+    const std::unique_ptr<Backend> host = make_ref_backend(1);
+    auto first = make_cuda_backend(0), second = make_cuda_backend(1);
+    REQUIRE((first.ok() && second.ok()));
+    const std::vector<Backend*> all = {host.get(), first->get(), second->get()};
+    RandomGraph r(seed, 3);
+    const auto plan = make_plan(&r.graph, all);
+    REQUIRE(plan.ok());
+    REQUIRE(reuse_waits(r.graph, *plan));
+    const Bits bits = run_plan(r, spread(r.graph, *plan), all, seed);
+    for (int repeat = 0; repeat < 2; ++repeat) {
+      // What has been recorded holds for one place in memory.
+      auto again = make_cuda_backend(0), other = make_cuda_backend(1);
+      CHECK(run_plan(r, *plan, {host.get(), again->get(), other->get()}, seed) == bits);
+    }
+  }
+}
+
+TEST_CASE(
+    "a host that stops in the middle of a step lets the devices beside it end, and the next step is whole") {
+  for (uint64_t seed = 300; seed < 320; ++seed)
+    for (int good = 0; good < 3; ++good) {
+      CAPTURE(seed);
+      CAPTURE(good);
+      FailingBackend failing(good);
+      const std::unique_ptr<Backend> host = make_ref_backend(1);
+      auto first = make_cuda_backend(0), second = make_cuda_backend(1);
+      REQUIRE((first.ok() && second.ok()));
+      const std::vector<Backend*> whole = {host.get(), first->get(), second->get()},
+                                  broken = {&failing, first->get(), second->get()};
+      RandomGraph r(seed, 3);
+      const auto plan = make_plan(&r.graph, whole);
+      REQUIRE(plan.ok());
+      Memory memory(*plan);  // of poison: no id that a GPU reads too early is one
+      bind(&r.graph, *plan, memory.starts, {});
+      write_inputs(r.graph, r.in, seed);
+      const Status status = run(r.graph, *plan, broken, kNever);
+      if (!status.ok()) CHECK(status.message() == "broken");
+      CHECK(memory.guards_intact(*plan));
+      CHECK(run(r.graph, *plan, whole, kNever).ok());
+      const Bits bits = live_bits(r.graph, r.kept);
+      auto again = make_cuda_backend(0), other = make_cuda_backend(1);
+      CHECK(run_plan(r, spread(r.graph, *plan), {host.get(), again->get(), other->get()}, seed) == bits);
+    }
+}
+
+TEST_CASE("a device that fails or is cancelled while the host waits for it ends the step") {
+  Graph g;
+  Builder b(&g);
+  const StepInputs in = b.step_inputs({.tokens = 4, .sequences = 1, .blocks = 1, .outputs = 1});
+  const Var x = b.input(DType::F32, {4, 8}, Rows::Tokens);
+  b.set_device(1);
+  const Var y = b.add(x, x);
+  b.set_device(0);
+  b.keep(b.add(y, y));
+  std::atomic<bool> cancel = false;
+  const std::unique_ptr<Backend> host = make_ref_backend(1);
+  SilentBackend fails([] { return Status(Code::Device, "GPU 0: run kernels: illegal address"); }),
+      is_cancelled([&] {
+        cancel = true;
+        return Status();
+      });
+  Backend* const failing[] = {host.get(), &fails};
+  const auto plan = make_plan(&g, failing);
+  REQUIRE(plan.ok());
+  Memory memory(*plan);
+  bind(&g, *plan, memory.starts, {});
+  g.tensor(in.counts).row<int32_t>(0)[Count::kTokens] = 0;
+  CHECK(run(g, *plan, failing, kNever).message() == "GPU 0: run kernels: illegal address");
+  Backend* const cancelled[] = {host.get(), &is_cancelled};
+  Crossings crossings;
+  CHECK(run(g, *plan, cancelled, cancel, &crossings).code() == Code::Cancelled);
+  CHECK(cancel);
+  for (size_t s = 0; s < plan->segments.size(); ++s)
+    CHECK(g.tensor(plan->finished).row<int32_t>(0)[s] == kStopped);
+}
+
 TEST_CASE("what is sent early lets two devices work side by side") {
   const auto host = make_ref_backend(1), other = make_ref_backend(1);
   Graph g;
@@ -529,8 +675,13 @@ TEST_CASE("what is sent early lets two devices work side by side") {
   std::vector<int> devices;
   for (const Segment& s : plan->segments) devices.push_back(s.device);
   CHECK(devices == std::vector<int>{1, 1, 0, 1});
-  // Device 1 is waited for before it gets more, so that the host need not wait for that.
-  CHECK(plan->waits == std::vector<std::vector<int>>{{}, {1}, {}, {0}});
+  // The host needs what device 1 does first, and device 1 needs the host only at the end.
+  std::vector<std::vector<int32_t>> after;
+  for (const Segment& segment : plan->segments) after.push_back(segment.after);
+  CHECK(after == std::vector<std::vector<int32_t>>{{}, {}, {0}, {2}});
+  CHECK(plan->crossings == 2);
+  // x and y for each token, counts as a whole; ours and the result come on top.
+  CHECK(plan->crossing_bytes == std::array<int64_t, 3>{4 * kCounts, 4 * 8 * 4, 0});
 }
 
 TEST_CASE("a slice of a single row is refused by another device or arrives there alone") {
