@@ -4,6 +4,7 @@
 
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
+#include "cuda/program.h"
 
 namespace lite {
 namespace {
@@ -101,14 +102,22 @@ class CudaBackend final : public Backend {
   Result<cuda::Recording> record(const Graph& g, const Segment& segment, Phase phase, int64_t rows) {
     const int32_t end = segment.first_node + segment.n_nodes;
     for (int32_t i = segment.first_node; i < end; ++i) LITE_TRY(make_table(g, g.nodes[i]));
-    LITE_TRY(stream_.begin_recording());
+    cuda::Program program;
+    if (phase == kPrompt) LITE_TRY(stream_.begin_recording());
     for (int32_t i = segment.first_node; i < end; ++i) {
       const auto table = tables_.find(&g.nodes[i]);
+      program.begin(g, g.nodes[i]);
       launch_node(
           g, g.nodes[i],
           {stream_, phase, rows,
-           table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get())});
+           table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get()),
+           phase == kDecode ? &program : nullptr});
     }
+    if (phase == kPrompt) return stream_.end_recording();
+    LITE_ASSIGN(Buffer memory, program.upload(device_));
+    LITE_TRY(stream_.begin_recording());
+    program.launch(stream_, memory.get());
+    programs_.push_back(std::move(memory));
     return stream_.end_recording();
   }
 
@@ -127,6 +136,7 @@ class CudaBackend final : public Backend {
   std::string name_;
   cuda::Stream stream_;
   std::map<const Node*, Buffer> tables_;
+  std::vector<Buffer> programs_;
   std::map<std::tuple<const Graph*, int32_t, Phase, int64_t>, cuda::Recording> recordings_;
 };
 

@@ -1,0 +1,193 @@
+// Products in f32 of rows of weights with a few rows of activations: the weights pass by once, as fast as memory gives them.
+//
+// A lane takes four neighbouring columns at a time (a quad), so that a warp reads whole lines of weights and of activations
+// alike. Quads of several rows are on their way before the first is used. The order of a sum depends on the matrix' shape alone.
+#pragma once
+
+#include "cuda/matrix.h"
+#include "cuda/stage.h"
+
+namespace lite::cuda {
+
+constexpr int kQuad = 4;
+constexpr int kSpan = kWarp * kQuad;  // columns of a warp at once
+constexpr int kWarpRows = 4;          // rows of the weights that a warp has together: activations are read once for them
+
+// ---- quads of weights. kWords: words in memory, as many as an element has bytes; 0: what is not laid out for wide loads
+
+// For rows [first, last] of m, which must share their scales.
+__device__ inline int quad_words(const Matrix& m, int64_t first, int64_t last) {
+  if (!m.wide || m.cols % kQuad != 0) return 0;
+  if (m.scale && (!m.one_scale || m.col_shift < 0 ||
+                  m.scale_row(first) != m.scale_row(last)))
+    return 0;
+  return m.dtype == DType::F8_E4M3 ? 1 : m.dtype == DType::F32 ? 4 : 2;
+}
+
+template <int kWords>
+using Quad = Words<kWords == 0 ? 4 : kWords>;
+
+// Element (i, j), zero beyond the last column. Out of line: it is long, and rarely what is called.
+__device__ LITE_OUT_OF_LINE inline float element(const Matrix& m, int64_t i, int64_t j) {
+  if (j >= m.cols) return 0;
+  return decode(m.dtype, m.data + i * m.stride, j) * (m.scale ? m.scale_at(i, j) : 1.0f);
+}
+
+// Columns [j, j + 4) of row i, zeros beyond the last.
+template <int kWords>
+__device__ Quad<kWords> fetch(const Matrix& m, int64_t i, int64_t j) {
+  if constexpr (kWords > 0) {
+    return load_once<kWords>(m.data + i * m.stride + j * kWords);
+  } else {
+    Quad<kWords> to;
+#pragma unroll
+    for (int c = 0; c < kQuad; ++c) to.word[c] = bits_of(element(m, i, j + c));
+    return to;
+  }
+}
+template <int kWords>
+__device__ void unpack(DType dtype, const Quad<kWords>& from, float (&to)[kQuad]) {
+  if constexpr (kWords == 1) {
+    f32_of_e4m3x4(from.word[0], to);
+  } else if constexpr (kWords == 2) {
+#pragma unroll
+    for (int c = 0; c < kQuad; ++c) {
+      const auto half = uint16_t(from.word[c / 2] >> 16 * (c % 2));
+      to[c] = dtype == DType::BF16 ? f32_of_bf16(half) : f32_of_f16(half);
+    }
+  } else {
+#pragma unroll
+    for (int c = 0; c < kQuad; ++c) to[c] = f32_of_bits(from.word[c]);
+  }
+}
+// The scale of a fetched quad; 1 where it is applied already.
+template <int kWords>
+__device__ float quad_scale(const Matrix& m, int64_t i, int64_t j) {
+  if (kWords == 0 || !m.scale) return 1.0f;
+  return decode(m.scale_dtype, m.scale + m.scale_row(i) * m.scale_stride,
+                (m.col0 + j) >> m.col_shift);
+}
+
+// ---- products
+
+// Columns of a row that a warp takes when `split` warps share it: whole spans.
+struct Columns {
+  int64_t begin, end;
+};
+__device__ inline Columns columns_of(int64_t cols, int split, int part) {
+  const int64_t each = ((cols + kSpan - 1) / kSpan + split - 1) / split * kSpan;
+  return {min(cols, part * each), min(cols, (part + 1) * each)};
+}
+// Long rows are shared, which makes enough work of a small matrix for every processor.
+__host__ __device__ inline int split_of(int64_t cols) {
+  int split = 1;
+  while (split < kStageWarps && cols / split >= 8 * kSpan) split *= 2;
+  return split;
+}
+
+// Rows of activations: row i, or row index[i], of what begins at `data`.
+struct Gathered {
+  const float* data;
+  int64_t stride;  // elements
+  const int32_t* index;
+  int n;
+
+  __device__ const float* row(int i) const {
+    i = min(i, n - 1);
+    return data + stride * (index ? index[i] : i);
+  }
+};
+
+template <int kWords, int kTokens>
+__device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], const float* const (&x)[kTokens],
+                             Columns columns, float (&sum)[kTokens * kWarpRows]) {
+  constexpr int kAhead = kWords == 1 && kTokens < 8 ? 4 : kWords == 0 ? 1 : 2;  // quads of a row on their way
+  for (int64_t j0 = columns.begin + lane() * kQuad; j0 < columns.end; j0 += kAhead * kSpan) {
+    Quad<kWords> raw[kAhead][kWarpRows];
+    float scale[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t j = j0 + u * kSpan;
+      if (j >= columns.end) continue;
+#pragma unroll
+      for (int r = 0; r < kWarpRows; ++r) raw[u][r] = fetch<kWords>(m, row[r], j);
+      scale[u] = quad_scale<kWords>(m, row[0], j);
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t j = j0 + u * kSpan;
+      if (j >= columns.end) continue;
+      float w[kWarpRows][kQuad];
+#pragma unroll
+      for (int r = 0; r < kWarpRows; ++r) unpack<kWords>(m.dtype, raw[u][r], w[r]);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        float v[kQuad];
+        if constexpr (kWords > 0) {
+          const Words<4> four = load<4>(x[t] + j);
+#pragma unroll
+          for (int c = 0; c < kQuad; ++c) v[c] = f32_of_bits(four.word[c]);
+        } else {
+#pragma unroll
+          for (int c = 0; c < kQuad; ++c) v[c] = j + c < m.cols ? x[t][j + c] : 0.0f;
+        }
+#pragma unroll
+        for (int r = 0; r < kWarpRows; ++r) {
+          float part = w[r][0] * v[0];
+#pragma unroll
+          for (int c = 1; c < kQuad; ++c) part += w[r][c] * v[c];
+          sum[t * kWarpRows + r] += scale[u] * part;
+        }
+      }
+    }
+  }
+}
+
+// By a whole warp: `columns` of rows [first, first + kWarpRows) of m, or of the last one instead of those that follow it, times
+// those of x: kTokens * kWarpRows sums, of which lane i has sum_of_lane<kTokens>(). Out of line: several stages have it.
+template <int kTokens>
+__device__ LITE_OUT_OF_LINE float products(const Matrix& m, int64_t first, int64_t last, const Gathered& rows,
+                                           Columns columns) {
+  int64_t row[kWarpRows];
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) row[r] = min(first + r, last);
+  const float* x[kTokens];
+  uintptr_t addresses = 0;
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) x[t] = rows.row(t), addresses |= reinterpret_cast<uintptr_t>(x[t]);
+  float sum[kTokens * kWarpRows] = {};
+  switch (addresses % 16 == 0 ? quad_words(m, row[0], row[kWarpRows - 1]) : 0) {
+    case 1: add_products<1>(m, row, x, columns, sum); break;
+    case 2: add_products<2>(m, row, x, columns, sum); break;
+    case 4: add_products<4>(m, row, x, columns, sum); break;
+    default: add_products<0>(m, row, x, columns, sum); break;
+  }
+  return warp_sums(sum);
+}
+// Token and row of the sum that a lane has. Several lanes may have the same.
+struct SumPlace {
+  int token, row;
+};
+template <int kTokens>
+__device__ SumPlace sum_of_lane() {
+  const int i = lane() / (kWarp / (kTokens * kWarpRows));
+  return {i / kWarpRows, i % kWarpRows};
+}
+
+// Calls f.run<kTokens>(args...) with the least of 1, 2, 4 and 8 tokens that n are not more than.
+template <class F, class... A>
+__device__ void with_tokens(int64_t n, const F& f, const A&... args) {
+  if (n <= 1)
+    f.template run<1>(args...);
+  else if (n <= 2)
+    f.template run<2>(args...);
+  else if (n <= 4)
+    f.template run<4>(args...);
+  else
+    f.template run<8>(args...);
+}
+constexpr int64_t tokens_of_block(int64_t rows) {
+  return std::min<int64_t>(kTogether, int64_t(std::bit_ceil(uint64_t(rows))));
+}
+
+}  // namespace lite::cuda
