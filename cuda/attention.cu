@@ -33,7 +33,7 @@ void attend(const Step& step, const AttentionProblem& p, int64_t context, float*
   for (int64_t token0 = 0; token0 < p.live.most; token0 += kTokenGroup) {
     const int64_t tokens = std::min<int64_t>(kTokenGroup, p.live.most - token0);
     give(step, Attention{p, token0, int(block_heads), split, partial}, {tokens, head_blocks, parts}, p.shared_bytes());
-    give(step, Merge{p, token0, split, partial}, {tokens, p.heads});
+    step.program->add(Merge{p, token0, split, partial}, {tokens, p.heads});
   }
 }
 

@@ -101,23 +101,21 @@ __device__ void warp_sum(float (&value)[n]) {
 }
 
 // The same sums, of which a lane gets one: that of value[lane / (32 / n)]. n is a power of two, at most 32.
-template <int n>
-__device__ float warp_sums(float (&value)[n]) {
-  const int lane = int(threadIdx.x) % kWarp;
-#pragma unroll
-  for (int mask = kWarp / 2, left = n; mask > 0; mask /= 2) {
-    if (left == 1) {
-      value[0] += shuffle_xor(value[0], mask);
-      continue;
-    }
-    left /= 2;
+template <int n, int mask = kWarp / 2>
+__device__ float warp_sums(const float (&value)[n]) {
+  if constexpr (mask == 0) {
+    return value[0];
+  } else {
+    constexpr int left = n > 1 ? n / 2 : 1;
+    const bool upper = n > 1 && threadIdx.x & mask;
+    float sum[left];
 #pragma unroll
     for (int i = 0; i < left; ++i) {
-      const float mine = lane & mask ? value[i + left] : value[i];
-      value[i] = mine + shuffle_xor(lane & mask ? value[i] : value[i + left], mask);
+      const float other = value[n - left + i];
+      sum[i] = (upper ? other : value[i]) + shuffle_xor(upper ? value[i] : other, mask);
     }
+    return warp_sums<left, mask / 2>(sum);
   }
-  return value[0];
 }
 
 // ---- conversions: exact from, and to the nearest (even among two); too large for e4m3 becomes 448

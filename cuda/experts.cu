@@ -12,11 +12,11 @@ Status check_decode_experts(int64_t experts_per_token) {
 void decode_experts(const Step& step, const MoeLayer& l) {
   const int64_t groups = ceil_div(l.live.most, kTogether), pairs = l.pairs(std::min<int64_t>(kTogether, l.live.most));
   const bool rounds = l.rounding != Rounding::None;
-  if (rounds) give(step, RoundInput{l}, {l.live.most, ceil_div(l.x.n, kStageWarps * kRoundGroup)});
+  if (rounds) step.program->add(RoundInput{l}, {l.live.most, ceil_div(l.x.n, kStageWarps * kRoundGroup)});
   const Hidden hidden = {l};
-  give(step, hidden, {ceil_div(l.width, hidden.rows_of_block()), pairs, groups}, Hidden::shared_bytes(l.pairs(kTogether)));
-  if (rounds) give(step, RoundHidden{l}, {l.pairs(l.live.most), ceil_div(l.width, kStageWarps * kRoundGroup)});
-  give(step, Down{l}, {ceil_div(l.x.n, kWarpRows), groups}, Down::shared_bytes(l.pairs(kTogether)));
+  step.program->add(hidden, {ceil_div(l.width, hidden.rows_of_block()), pairs, groups}, Hidden::shared_bytes(l.pairs(kTogether)));
+  if (rounds) step.program->add(RoundHidden{l}, {l.pairs(l.live.most), ceil_div(l.width, kStageWarps * kRoundGroup)});
+  step.program->add(Down{l}, {ceil_div(l.x.n, kWarpRows), groups}, Down::shared_bytes(l.pairs(kTogether)));
 }
 
 }  // namespace lite::cuda

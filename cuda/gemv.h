@@ -21,7 +21,7 @@ __device__ inline int quad_words(const Matrix& m, int64_t first, int64_t last) {
   if (m.scale && (!m.one_scale || m.col_shift < 0 ||
                   m.scale_row(first) != m.scale_row(last)))
     return 0;
-  return m.dtype == DType::F8_E4M3 ? 1 : m.dtype == DType::F32 ? 4 : 2;
+  return m.dtype == DType::F8_E4M3 ? 1 : m.dtype == DType::F32 ? 0 : 2;
 }
 
 template <int kWords>
@@ -101,17 +101,25 @@ struct Gathered {
 template <int kWords, int kTokens>
 __device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], const float* const (&x)[kTokens],
                              Columns columns, float (&sum)[kTokens * kWarpRows]) {
-  constexpr int kAhead = kWords == 1 && kTokens < 8 ? 4 : kWords == 0 ? 1 : 2;  // quads of a row on their way
+  constexpr int kAhead = kWords == 1 && kTokens < 8 ? 4 : 2;  // quads of a row on their way
+  const uint8_t* data[kWarpRows];
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) data[r] = m.data + row[r] * m.stride;
+  const uint8_t* scales = m.scale ? m.scale + m.scale_row(row[0]) * m.scale_stride : nullptr;
+  const DType dtype = m.dtype, scale_dtype = m.scale_dtype;
+  const int64_t col0 = m.col0;
+  const int col_shift = m.col_shift;
+#pragma unroll 1
   for (int64_t j0 = columns.begin + lane() * kQuad; j0 < columns.end; j0 += kAhead * kSpan) {
-    Quad<kWords> raw[kAhead][kWarpRows];
+    Words<kWords> raw[kAhead][kWarpRows];
     float scale[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int64_t j = j0 + u * kSpan;
       if (j >= columns.end) continue;
 #pragma unroll
-      for (int r = 0; r < kWarpRows; ++r) raw[u][r] = fetch<kWords>(m, row[r], j);
-      scale[u] = quad_scale<kWords>(m, row[0], j);
+      for (int r = 0; r < kWarpRows; ++r) raw[u][r] = load_once<kWords>(data[r] + j * kWords);
+      scale[u] = scales ? decode(scale_dtype, scales, (col0 + j) >> col_shift) : 1.0f;
     }
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
@@ -119,23 +127,15 @@ __device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], c
       if (j >= columns.end) continue;
       float w[kWarpRows][kQuad];
 #pragma unroll
-      for (int r = 0; r < kWarpRows; ++r) unpack<kWords>(m.dtype, raw[u][r], w[r]);
+      for (int r = 0; r < kWarpRows; ++r) unpack<kWords>(dtype, raw[u][r], w[r]);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
-        float v[kQuad];
-        if constexpr (kWords > 0) {
-          const Words<4> four = load<4>(x[t] + j);
-#pragma unroll
-          for (int c = 0; c < kQuad; ++c) v[c] = f32_of_bits(four.word[c]);
-        } else {
-#pragma unroll
-          for (int c = 0; c < kQuad; ++c) v[c] = j + c < m.cols ? x[t][j + c] : 0.0f;
-        }
+        const Words<4> four = load<4>(x[t] + j);
 #pragma unroll
         for (int r = 0; r < kWarpRows; ++r) {
-          float part = w[r][0] * v[0];
+          float part = w[r][0] * f32_of_bits(four.word[0]);
 #pragma unroll
-          for (int c = 1; c < kQuad; ++c) part += w[r][c] * v[c];
+          for (int c = 1; c < kQuad; ++c) part += w[r][c] * f32_of_bits(four.word[c]);
           sum[t * kWarpRows + r] += scale[u] * part;
         }
       }
@@ -143,11 +143,26 @@ __device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], c
   }
 }
 
-// By a whole warp: `columns` of rows [first, first + kWarpRows) of m, or of the last one instead of those that follow it, times
-// those of x: kTokens * kWarpRows sums, of which lane i has sum_of_lane<kTokens>(). Out of line: several stages have it.
+// Any matrix, any activations: a sum after the other.
 template <int kTokens>
-__device__ LITE_OUT_OF_LINE float products(const Matrix& m, int64_t first, int64_t last, const Gathered& rows,
-                                           Columns columns) {
+__device__ LITE_OUT_OF_LINE float products_of_any(const Matrix& m, int64_t first, int64_t last,
+                                                  const Gathered& x, Columns columns) {
+  float sum[kTokens * kWarpRows];
+#pragma unroll 1
+  for (int i = 0; i < kTokens * kWarpRows; ++i) {
+    const int64_t row = min(first + i % kWarpRows, last);
+    const float* from = x.row(i / kWarpRows);
+    sum[i] = 0;
+#pragma unroll 1
+    for (int64_t j = columns.begin + lane(); j < columns.end; j += kWarp) sum[i] += element(m, row, j) * from[j];
+  }
+  return warp_sums(sum);
+}
+
+// By a whole warp: `columns` of rows [first, first + kWarpRows) of m, or of the last one instead of those that follow it, times
+// those of x: kTokens * kWarpRows sums, of which lane i has sum_of_lane<kTokens>().
+template <int kTokens>
+__device__ float products(const Matrix& m, int64_t first, int64_t last, const Gathered& rows, Columns columns) {
   int64_t row[kWarpRows];
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) row[r] = min(first + r, last);
@@ -155,13 +170,13 @@ __device__ LITE_OUT_OF_LINE float products(const Matrix& m, int64_t first, int64
   uintptr_t addresses = 0;
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) x[t] = rows.row(t), addresses |= reinterpret_cast<uintptr_t>(x[t]);
+  const int words = addresses % 16 == 0 ? quad_words(m, row[0], row[kWarpRows - 1]) : 0;
+  if (words == 0) return products_of_any<kTokens>(m, first, last, rows, columns);
   float sum[kTokens * kWarpRows] = {};
-  switch (addresses % 16 == 0 ? quad_words(m, row[0], row[kWarpRows - 1]) : 0) {
-    case 1: add_products<1>(m, row, x, columns, sum); break;
-    case 2: add_products<2>(m, row, x, columns, sum); break;
-    case 4: add_products<4>(m, row, x, columns, sum); break;
-    default: add_products<0>(m, row, x, columns, sum); break;
-  }
+  if (words == 1)
+    add_products<1>(m, row, x, columns, sum);
+  else
+    add_products<2>(m, row, x, columns, sum);
   return warp_sums(sum);
 }
 // Token and row of the sum that a lane has. Several lanes may have the same.

@@ -23,8 +23,9 @@ struct Level {
   int32_t blocks;      // of all
 };
 
+// Out of line, so that each has its own registers.
 template <class S>
-__device__ void run_stage(const std::byte* arguments, Block at) {
+__device__ LITE_OUT_OF_LINE void run_stage(const std::byte* arguments, Block at) {
   reinterpret_cast<const S*>(arguments)->run(at);
 }
 

@@ -41,7 +41,10 @@ class Program {
  public:
   // The stages that follow are the node's.
   void begin(const Graph& g, const Node& n) { levels_.begin(access_of(g, n)); }
-  void add(StageKind kind, const void* stage, size_t bytes, const Grid& grid, int64_t shared);
+  template <class S>
+  void add(const S& stage, const Grid& grid, int64_t shared = 0) {
+    add(S::kKind, &stage, sizeof stage, grid, shared);
+  }
 
   // Its memory on a device, which must outlive what has been launched.
   Result<Buffer> upload(int device) const;
@@ -56,6 +59,7 @@ class Program {
 
     int64_t blocks() const { return x * y * z; }
   };
+  void add(StageKind kind, const void* stage, size_t bytes, const Grid& grid, int64_t shared);
   static int64_t blocks_of(const std::vector<Stage>& stages);
   int64_t entries_at() const;
   int64_t arguments_at() const;

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kStageThreads, 2) one(S stage) {
 template <class S>
 void give(const Step& step, const S& stage, Grid grid, int64_t shared = 0) {
   if (step.program)
-    step.program->add(S::kKind, &stage, sizeof stage, grid, shared);
+    step.program->add(stage, grid, shared);
   else
     launch(one<S>, grid, kStageThreads, shared, step.stream, stage);
 }

@@ -199,6 +199,7 @@ struct Attention {
     for (int k = 0; k < kKeys; ++k)
       key[k] = p.keys.data + row[i + k] * p.keys.row_stride + group * p.keys.group_stride;
     float dot[kKeys * kHeads] = {};
+#pragma unroll 2
     for (int j = 2 * lane(); j < nq; j += 2 * kWarp) {
       float pair[kKeys][2];
 #pragma unroll

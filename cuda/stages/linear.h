@@ -76,7 +76,6 @@ struct Transposed {
       switch (quad_words(w, row0, row0)) {
         case 1: add_rows<1>(row0, first, n, h, column, sum); break;
         case 2: add_rows<2>(row0, first, n, h, column, sum); break;
-        case 4: add_rows<4>(row0, first, n, h, column, sum); break;
         default: add_rows<0>(row0, first, n, h, column, sum); break;
       }
     }
@@ -101,7 +100,8 @@ struct Transposed {
     const float* from[kTokens];
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) from[t] = x.row(first + min(int64_t(t), n - 1), h);
-#pragma unroll 4
+    constexpr int kAhead = kWords == 0 ? 1 : kTokens < 8 ? 4 : 2;
+#pragma unroll kAhead
     for (int64_t i = warp(); i < head.out; i += kStageWarps) {
       float v[kQuad];
       unpack<kWords>(w.dtype, fetch<kWords>(w, row0 + i, column), v);
