@@ -92,15 +92,16 @@ struct Gathered {
   const int32_t* index;
   int n;
 
-  __device__ const float* row(int i) const {
+  __device__ int64_t offset(int i) const {
     i = min(i, n - 1);
-    return data + stride * (index ? index[i] : i);
+    return stride * (index ? index[i] : i);
   }
+  __device__ const float* row(int i) const { return data + offset(i); }
 };
 
 template <int kWords, int kTokens>
-__device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], const float* const (&x)[kTokens],
-                             Columns columns, float (&sum)[kTokens * kWarpRows]) {
+__device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], const float* x,
+                             const uint32_t (&quad)[kTokens], Columns columns, float (&sum)[kTokens * kWarpRows]) {
   constexpr int kAhead = kWords == 1 && kTokens < 8 ? 4 : 2;  // quads of a row on their way
   const uint8_t* data[kWarpRows];
 #pragma unroll
@@ -130,7 +131,7 @@ __device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], c
       for (int r = 0; r < kWarpRows; ++r) unpack<kWords>(dtype, raw[u][r], w[r]);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
-        const Words<4> four = load<4>(x[t] + j);
+        const Words<4> four = load<4>(x + j + quad[t] * int64_t(kQuad));
 #pragma unroll
         for (int r = 0; r < kWarpRows; ++r) {
           float part = w[r][0] * f32_of_bits(four.word[0]);
@@ -166,17 +167,17 @@ __device__ float products(const Matrix& m, int64_t first, int64_t last, const Ga
   int64_t row[kWarpRows];
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) row[r] = min(first + r, last);
-  const float* x[kTokens];
-  uintptr_t addresses = 0;
+  uint32_t quad[kTokens];  // where the rows of x begin: half a register of an address
 #pragma unroll
-  for (int t = 0; t < kTokens; ++t) x[t] = rows.row(t), addresses |= reinterpret_cast<uintptr_t>(x[t]);
-  const int words = addresses % 16 == 0 ? quad_words(m, row[0], row[kWarpRows - 1]) : 0;
+  for (int t = 0; t < kTokens; ++t) quad[t] = uint32_t(rows.offset(t) / kQuad);
+  const bool aligned = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.stride % kQuad == 0;
+  const int words = aligned ? quad_words(m, row[0], row[kWarpRows - 1]) : 0;
   if (words == 0) return products_of_any<kTokens>(m, first, last, rows, columns);
   float sum[kTokens * kWarpRows] = {};
   if (words == 1)
-    add_products<1>(m, row, x, columns, sum);
+    add_products<1>(m, row, rows.data, quad, columns, sum);
   else
-    add_products<2>(m, row, x, columns, sum);
+    add_products<2>(m, row, rows.data, quad, columns, sum);
   return warp_sums(sum);
 }
 // Token and row of the sum that a lane has. Several lanes may have the same.
