@@ -11,7 +11,11 @@ namespace lite::cuda {
 
 constexpr int kQuad = 4;
 constexpr int kSpan = kWarp * kQuad;  // columns of a warp at once
-constexpr int kWarpRows = 4;          // rows of the weights that a warp has together: activations are read once for them
+constexpr int kWarpRows = 4;          // rows of the weights that a warp has
+// As many of them at once as its registers hold sums for: activations are read once for these.
+__host__ __device__ constexpr int rows_at_once(int tokens) {
+  return tokens < 8 ? kWarpRows : kWarpRows / 2;
+}
 
 // ---- quads of weights. kWords: words in memory, as many as an element has bytes; 0: what is not laid out for wide loads
 
@@ -99,45 +103,45 @@ struct Gathered {
   __device__ const float* row(int i) const { return data + offset(i); }
 };
 
-template <int kWords, int kTokens>
-__device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], const float* x,
-                             const uint32_t (&quad)[kTokens], Columns columns, float (&sum)[kTokens * kWarpRows]) {
-  constexpr int kAhead = kWords == 1 && kTokens < 8 ? 4 : 2;  // quads of a row on their way
-  const uint8_t* data[kWarpRows];
+template <int kWords, int kTokens, int kRows>
+__device__ void add_products(const Matrix& m, const int64_t (&row)[kRows], const float* x,
+                             const uint32_t (&quad)[kTokens], Columns columns, float (&sum)[kTokens * kRows]) {
+  constexpr int kAhead = (kTokens < 8 ? 4 : 2) / kWords;  // quads of a row on their way
+  const uint8_t* data[kRows];
 #pragma unroll
-  for (int r = 0; r < kWarpRows; ++r) data[r] = m.data + row[r] * m.stride;
+  for (int r = 0; r < kRows; ++r) data[r] = m.data + row[r] * m.stride;
   const uint8_t* scales = m.scale ? m.scale + m.scale_row(row[0]) * m.scale_stride : nullptr;
   const DType dtype = m.dtype, scale_dtype = m.scale_dtype;
   const int64_t col0 = m.col0;
   const int col_shift = m.col_shift;
 #pragma unroll 1
   for (int64_t j0 = columns.begin + lane() * kQuad; j0 < columns.end; j0 += kAhead * kSpan) {
-    Words<kWords> raw[kAhead][kWarpRows];
+    Words<kWords> raw[kAhead][kRows];
     float scale[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int64_t j = j0 + u * kSpan;
       if (j >= columns.end) continue;
 #pragma unroll
-      for (int r = 0; r < kWarpRows; ++r) raw[u][r] = load_once<kWords>(data[r] + j * kWords);
+      for (int r = 0; r < kRows; ++r) raw[u][r] = load_once<kWords>(data[r] + j * kWords);
       scale[u] = scales ? decode(scale_dtype, scales, (col0 + j) >> col_shift) : 1.0f;
     }
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int64_t j = j0 + u * kSpan;
       if (j >= columns.end) continue;
-      float w[kWarpRows][kQuad];
+      float w[kRows][kQuad];
 #pragma unroll
-      for (int r = 0; r < kWarpRows; ++r) unpack<kWords>(dtype, raw[u][r], w[r]);
+      for (int r = 0; r < kRows; ++r) unpack<kWords>(dtype, raw[u][r], w[r]);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         const Words<4> four = load<4>(x + j + quad[t] * int64_t(kQuad));
 #pragma unroll
-        for (int r = 0; r < kWarpRows; ++r) {
+        for (int r = 0; r < kRows; ++r) {
           float part = w[r][0] * f32_of_bits(four.word[0]);
 #pragma unroll
           for (int c = 1; c < kQuad; ++c) part += w[r][c] * f32_of_bits(four.word[c]);
-          sum[t * kWarpRows + r] += scale[u] * part;
+          sum[t * kRows + r] += scale[u] * part;
         }
       }
     }
@@ -148,11 +152,12 @@ __device__ void add_products(const Matrix& m, const int64_t (&row)[kWarpRows], c
 template <int kTokens>
 __device__ LITE_OUT_OF_LINE float products_of_any(const Matrix& m, int64_t first, int64_t last,
                                                   const Gathered& x, Columns columns) {
-  float sum[kTokens * kWarpRows];
+  constexpr int kRows = rows_at_once(kTokens);
+  float sum[kTokens * kRows];
 #pragma unroll 1
-  for (int i = 0; i < kTokens * kWarpRows; ++i) {
-    const int64_t row = min(first + i % kWarpRows, last);
-    const float* from = x.row(i / kWarpRows);
+  for (int i = 0; i < kTokens * kRows; ++i) {
+    const int64_t row = min(first + i % kRows, last);
+    const float* from = x.row(i / kRows);
     sum[i] = 0;
 #pragma unroll 1
     for (int64_t j = columns.begin + lane(); j < columns.end; j += kWarp) sum[i] += element(m, row, j) * from[j];
@@ -160,34 +165,33 @@ __device__ LITE_OUT_OF_LINE float products_of_any(const Matrix& m, int64_t first
   return warp_sums(sum);
 }
 
-// By a whole warp: `columns` of rows [first, first + kWarpRows) of m, or of the last one instead of those that follow it, times
-// those of x: kTokens * kWarpRows sums, of which lane i has sum_of_lane<kTokens>().
+// By a whole warp: `columns` of rows_at_once() rows of m from `first` on, or of the last one instead of those that follow it,
+// times those of x. Of the sums a lane has the one at place_of_sum().
 template <int kTokens>
 __device__ float products(const Matrix& m, int64_t first, int64_t last, const Gathered& rows, Columns columns) {
-  int64_t row[kWarpRows];
+  constexpr int kRows = rows_at_once(kTokens);
+  int64_t row[kRows];
 #pragma unroll
-  for (int r = 0; r < kWarpRows; ++r) row[r] = min(first + r, last);
+  for (int r = 0; r < kRows; ++r) row[r] = min(first + r, last);
   uint32_t quad[kTokens];  // where the rows of x begin: half a register of an address
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) quad[t] = uint32_t(rows.offset(t) / kQuad);
   const bool aligned = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.stride % kQuad == 0;
-  const int words = aligned ? quad_words(m, row[0], row[kWarpRows - 1]) : 0;
+  const int words = aligned ? quad_words(m, row[0], row[kRows - 1]) : 0;
   if (words == 0) return products_of_any<kTokens>(m, first, last, rows, columns);
-  float sum[kTokens * kWarpRows] = {};
+  float sum[kTokens * kRows] = {};
   if (words == 1)
     add_products<1>(m, row, rows.data, quad, columns, sum);
   else
     add_products<2>(m, row, rows.data, quad, columns, sum);
   return warp_sums(sum);
 }
-// Token and row of the sum that a lane has. Several lanes may have the same.
-struct SumPlace {
-  int token, row;
-};
+// Where the lane's sum belongs in [token][kWarpRows]. Several lanes may have the same.
 template <int kTokens>
-__device__ SumPlace sum_of_lane() {
-  const int i = lane() / (kWarp / (kTokens * kWarpRows));
-  return {i / kWarpRows, i % kWarpRows};
+__device__ int place_of_sum() {
+  constexpr int kRows = rows_at_once(kTokens);
+  const int i = lane() / (kWarp / (kTokens * kRows));
+  return i / kRows * kWarpRows + i % kRows;
 }
 
 // Calls f.run<kTokens>(args...) with the least of 1, 2, 4 and 8 tokens that n are not more than.

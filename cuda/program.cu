@@ -23,9 +23,8 @@ struct Level {
   int32_t blocks;      // of all
 };
 
-// Out of line, so that each has its own registers.
 template <class S>
-__device__ LITE_OUT_OF_LINE void run_stage(const std::byte* arguments, Block at) {
+__device__ void run_stage(const std::byte* arguments, Block at) {
   reinterpret_cast<const S*>(arguments)->run(at);
 }
 
@@ -147,7 +146,7 @@ Result<Buffer> Program::upload(int device) const {
   std::copy(arguments_.begin(), arguments_.end(), image.begin() + arguments_at());
   LITE_ASSIGN(Buffer memory, allocate(device, int64_t(image.size())));
   LITE_TRY(copy(device, memory.get(), image.data(), int64_t(image.size())));
-  return std::move(memory);
+  return Result<Buffer>(std::move(memory));
 }
 
 void Program::launch(Stream& stream, const std::byte* memory) const {

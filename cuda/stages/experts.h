@@ -106,12 +106,14 @@ struct Hidden {
     const int64_t out = at.x * rows_of_block(), mine = out + warp() / split * kWarpRows;
     if (mine < f.up.rows) {
       const Columns columns = columns_of(l.x.n, split, warp() % split);
+#pragma unroll 1
       for (int which = l.gated ? 0 : 1; which < 2; ++which) {
         const Matrix& m = which == 0 ? f.gate : f.up;
         const Gathered x = {l.input(m, 0), l.rounds(m) ? l.x.n : l.x.row_stride, task.token, task.n};
-        const auto [token, row] = sum_of_lane<kTokens>();
-        part[(which * kStageWarps + warp()) * sums + token * kWarpRows + row] =
-            products<kTokens>(m, mine, f.up.rows - 1, x, columns);
+#pragma unroll 1
+        for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens))
+          part[(which * kStageWarps + warp()) * sums + r + place_of_sum<kTokens>()] =
+              products<kTokens>(m, mine + r, f.up.rows - 1, x, columns);
       }
     }
     sync_block();
@@ -176,10 +178,14 @@ struct Down {
   template <int kTokens>
   __device__ void run(const PairTask& task, int64_t first, int k, int split, int64_t out, float* part) const {
     const Network& f = l.table->networks[task.network];
-    const float sum = products<kTokens>(f.down, out, l.x.n - 1, {l.w.hidden, l.width, task.pair, task.n},
-                                        columns_of(f.down.cols, split, k));
-    const auto [token, row] = sum_of_lane<kTokens>();
-    if (token < task.n) part[((task.pair[token] - first) * kStageWarps + k) * kWarpRows + row] = sum;
+    const Columns columns = columns_of(f.down.cols, split, k);
+    const int place = place_of_sum<kTokens>(), token = place / kWarpRows;
+#pragma unroll 1
+    for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens)) {
+      const float sum = products<kTokens>(f.down, out + r, l.x.n - 1, {l.w.hidden, l.width, task.pair, task.n}, columns);
+      if (token < task.n)
+        part[((task.pair[token] - first) * kStageWarps + k) * kWarpRows + place % kWarpRows + r] = sum;
+    }
   }
 };
 

@@ -35,10 +35,12 @@ struct Linear {
     const int64_t mine = out + warp() / split * kWarpRows;
     if (mine < head.out) {
       const int64_t row0 = h * head.rows + head.row0;
-      const auto [token, row] = sum_of_lane<kTokens>();
-      part[warp() * sums + token * kWarpRows + row] =
-          products<kTokens>(w, row0 + mine, row0 + head.out - 1, {x.row(first, h), x.row_stride, nullptr, int(n)},
-                            columns_of(w.cols, split, warp() % split));
+      const Gathered from = {x.row(first, h), x.row_stride, nullptr, int(n)};
+      const Columns columns = columns_of(w.cols, split, warp() % split);
+#pragma unroll 1
+      for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens))
+        part[warp() * sums + r + place_of_sum<kTokens>()] =
+            products<kTokens>(w, row0 + mine + r, row0 + head.out - 1, from, columns);
     }
     sync_block();
     const int group = thread() / sums, t = thread() % sums / kWarpRows;
@@ -100,8 +102,7 @@ struct Transposed {
     const float* from[kTokens];
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) from[t] = x.row(first + min(int64_t(t), n - 1), h);
-    constexpr int kAhead = kWords == 0 ? 1 : kTokens < 8 ? 4 : 2;
-#pragma unroll kAhead
+#pragma unroll 2
     for (int64_t i = warp(); i < head.out; i += kStageWarps) {
       float v[kQuad];
       unpack<kWords>(w.dtype, fetch<kWords>(w, row0 + i, column), v);
