@@ -32,7 +32,8 @@ void attend(const Step& step, const AttentionProblem& p, int64_t context, float*
   const Partial partial = {partials, parts, p.heads, p.values.n};
   for (int64_t token0 = 0; token0 < p.live.most; token0 += kTokenGroup) {
     const int64_t tokens = std::min<int64_t>(kTokenGroup, p.live.most - token0);
-    give(step, Attention{p, token0, int(block_heads), split, partial}, {tokens, head_blocks, parts}, p.shared_bytes());
+    give(step, Attention{p, token0, int(block_heads), split, partial}, {tokens, head_blocks, parts},
+         p.shared_bytes());
     step.program->add(Merge{p, token0, split, partial}, {tokens, p.heads});
   }
 }
@@ -46,7 +47,8 @@ Cached cached_rows(const Tensor& t, int64_t offset, int64_t row_stride, int64_t 
 }
 
 // The parts of a problem that every op of cached rows has alike.
-AttentionProblem cached(const Graph& g, const Node& n, const Tensor& stream, Var seqs, Var blocks, const Step& step) {
+AttentionProblem cached(const Graph& g, const Node& n, const Tensor& stream, Var seqs, Var blocks,
+                        const Step& step) {
   const auto p = std::get<AttentionParams>(n.params);
   AttentionProblem problem = {};
   problem.dtype = stream.dtype;
@@ -62,8 +64,8 @@ AttentionProblem cached(const Graph& g, const Node& n, const Tensor& stream, Var
 }
 
 // Keys [latent ; rotated key], values the latent, of every head.
-AttentionProblem latent(const Graph& g, const Node& n, const Values<float>& q_latent, Var q_rope, Var stream_var,
-               Var seqs, Var blocks, const Step& step) {
+AttentionProblem latent(const Graph& g, const Node& n, const Values<float>& q_latent, Var q_rope,
+                        Var stream_var, Var seqs, Var blocks, const Step& step) {
   const Tensor& stream = g.tensor(stream_var);
   AttentionProblem p = cached(g, n, stream, seqs, blocks, step);
   p.q = q_latent;

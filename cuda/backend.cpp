@@ -102,16 +102,15 @@ class CudaBackend final : public Backend {
   Result<cuda::Recording> record(const Graph& g, const Segment& segment, Phase phase, int64_t rows) {
     const int32_t end = segment.first_node + segment.n_nodes;
     for (int32_t i = segment.first_node; i < end; ++i) LITE_TRY(make_table(g, g.nodes[i]));
-    cuda::Program program;
+    cuda::Program program(rows);
     if (phase == kPrompt) LITE_TRY(stream_.begin_recording());
     for (int32_t i = segment.first_node; i < end; ++i) {
       const auto table = tables_.find(&g.nodes[i]);
       program.begin(g, g.nodes[i]);
-      launch_node(
-          g, g.nodes[i],
-          {stream_, phase, rows,
-           table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get()),
-           phase == kDecode ? &program : nullptr});
+      launch_node(g, g.nodes[i],
+                  {stream_, phase, rows,
+                   table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get()),
+                   phase == kDecode ? &program : nullptr});
     }
     if (phase == kPrompt) return stream_.end_recording();
     LITE_ASSIGN(Buffer memory, program.upload(device_));

@@ -55,8 +55,11 @@ __device__ inline int block_y() {
 __device__ inline int block_z() {
   return int(blockIdx.z);
 }
+// Read anew at every call: in a kernel of many parts, what all of them make of it must not live in registers throughout.
 __device__ inline int thread() {
-  return int(threadIdx.x);
+  int place;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(place));
+  return place;
 }
 __device__ inline int threads() {
   return int(blockDim.x);
@@ -107,7 +110,7 @@ __device__ float warp_sums(const float (&value)[n]) {
     return value[0];
   } else {
     constexpr int left = n > 1 ? n / 2 : 1;
-    const bool upper = n > 1 && threadIdx.x & mask;
+    const bool upper = n > 1 && thread() & mask;
     float sum[left];
 #pragma unroll
     for (int i = 0; i < left; ++i) {
@@ -200,9 +203,7 @@ __device__ Words<n> load_once(const void* at) {
   if constexpr (n == 1)
     asm("ld.global.nc.L1::no_allocate.b32 %0, [%1];" : "=r"(to.word[0]) : "l"(at));
   else if constexpr (n == 2)
-    asm("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];"
-        : "=r"(to.word[0]), "=r"(to.word[1])
-        : "l"(at));
+    asm("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(to.word[0]), "=r"(to.word[1]) : "l"(at));
   else
     asm("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
         : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])

@@ -22,9 +22,7 @@ __host__ __device__ constexpr int rows_at_once(int tokens) {
 // For rows [first, last] of m, which must share their scales.
 __device__ inline int quad_words(const Matrix& m, int64_t first, int64_t last) {
   if (!m.wide || m.cols % kQuad != 0) return 0;
-  if (m.scale && (!m.one_scale || m.col_shift < 0 ||
-                  m.scale_row(first) != m.scale_row(last)))
-    return 0;
+  if (m.scale && (!m.one_scale || m.col_shift < 0 || m.scale_row(first) != m.scale_row(last))) return 0;
   return m.dtype == DType::F8_E4M3 ? 1 : m.dtype == DType::F32 ? 0 : 2;
 }
 
@@ -68,8 +66,7 @@ __device__ void unpack(DType dtype, const Quad<kWords>& from, float (&to)[kQuad]
 template <int kWords>
 __device__ float quad_scale(const Matrix& m, int64_t i, int64_t j) {
   if (kWords == 0 || !m.scale) return 1.0f;
-  return decode(m.scale_dtype, m.scale + m.scale_row(i) * m.scale_stride,
-                (m.col0 + j) >> m.col_shift);
+  return decode(m.scale_dtype, m.scale + m.scale_row(i) * m.scale_stride, (m.col0 + j) >> m.col_shift);
 }
 
 // ---- products
@@ -105,7 +102,8 @@ struct Gathered {
 
 template <int kWords, int kTokens, int kRows>
 __device__ void add_products(const Matrix& m, const int64_t (&row)[kRows], const float* x,
-                             const uint32_t (&quad)[kTokens], Columns columns, float (&sum)[kTokens * kRows]) {
+                             const uint32_t (&quad)[kTokens], Columns columns,
+                             float (&sum)[kTokens * kRows]) {
   constexpr int kAhead = (kTokens < 8 ? 4 : 2) / kWords;  // quads of a row on their way
   const uint8_t* data[kRows];
 #pragma unroll
@@ -160,7 +158,8 @@ __device__ LITE_OUT_OF_LINE float products_of_any(const Matrix& m, int64_t first
     const float* from = x.row(i / kRows);
     sum[i] = 0;
 #pragma unroll 1
-    for (int64_t j = columns.begin + lane(); j < columns.end; j += kWarp) sum[i] += element(m, row, j) * from[j];
+    for (int64_t j = columns.begin + lane(); j < columns.end; j += kWarp)
+      sum[i] += element(m, row, j) * from[j];
   }
   return warp_sums(sum);
 }
@@ -168,7 +167,8 @@ __device__ LITE_OUT_OF_LINE float products_of_any(const Matrix& m, int64_t first
 // By a whole warp: `columns` of rows_at_once() rows of m from `first` on, or of the last one instead of those that follow it,
 // times those of x. Of the sums a lane has the one at place_of_sum().
 template <int kTokens>
-__device__ float products(const Matrix& m, int64_t first, int64_t last, const Gathered& rows, Columns columns) {
+__device__ float products(const Matrix& m, int64_t first, int64_t last, const Gathered& rows,
+                          Columns columns) {
   constexpr int kRows = rows_at_once(kTokens);
   int64_t row[kRows];
 #pragma unroll
@@ -194,17 +194,16 @@ __device__ int place_of_sum() {
   return i / kRows * kWarpRows + i % kRows;
 }
 
-// Calls f.run<kTokens>(args...) with the least of 1, 2, 4 and 8 tokens that n are not more than.
-template <class F, class... A>
+// Calls f.run_tokens<k>(args...) with the least k of 1, 2, 4 and 8 that n is not more than; n is at most kMost.
+template <int kMost, int k = 1, class F, class... A>
 __device__ void with_tokens(int64_t n, const F& f, const A&... args) {
-  if (n <= 1)
-    f.template run<1>(args...);
-  else if (n <= 2)
-    f.template run<2>(args...);
-  else if (n <= 4)
-    f.template run<4>(args...);
-  else
-    f.template run<8>(args...);
+  if constexpr (k == kMost) {
+    f.template run_tokens<k>(args...);
+  } else if (n <= k) {
+    f.template run_tokens<k>(args...);
+  } else {
+    with_tokens<kMost, 2 * k>(n, f, args...);
+  }
 }
 constexpr int64_t tokens_of_block(int64_t rows) {
   return std::min<int64_t>(kTogether, int64_t(std::bit_ceil(uint64_t(rows))));

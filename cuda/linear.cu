@@ -37,7 +37,8 @@ void linear(const Graph& g, const Node& n, const Step& step) {
     x = rounded;
   }
   const Vector bias = n.in[2] ? vector_of(g.tensor(n.in[2])) : Vector{};
-  give_linear(step, {matrix_of(w), {w.shape[0], 0, w.shape[0]}, x, bias, values_of<float>(g.tensor(n.out[0])), live});
+  give_linear(
+      step, {matrix_of(w), {w.shape[0], 0, w.shape[0]}, x, bias, values_of<float>(g.tensor(n.out[0])), live});
 }
 
 void per_head(const Step& step, const Matrix& w, const Head& head, bool transposed, const Values<float>& x,
@@ -50,7 +51,8 @@ void per_head(const Step& step, const Matrix& w, const Head& head, bool transpos
 void linear_per_head(const Graph& g, const Node& n, const Step& step) {
   const auto p = std::get<LinearPerHeadParams>(n.params);
   per_head(step, matrix_of(g.tensor(n.in[1])), {p.head_rows, p.row0, p.rows}, p.transposed,
-           values_of<float>(g.tensor(n.in[0])), values_of<float>(g.tensor(n.out[0])), live_rows(g, n, n.in[0], step));
+           values_of<float>(g.tensor(n.in[0])), values_of<float>(g.tensor(n.out[0])),
+           live_rows(g, n, n.in[0], step));
 }
 
 }  // namespace lite::cuda

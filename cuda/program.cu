@@ -23,12 +23,13 @@ struct Level {
   int32_t blocks;      // of all
 };
 
-template <class S>
-__device__ void run_stage(const std::byte* arguments, Block at) {
+template <class S, int kTokens>
+__device__ void run_stage(const std::byte* arguments, BlockOf<kTokens> at) {
   reinterpret_cast<const S*>(arguments)->run(at);
 }
 
-__device__ void run_stage(StageKind kind, const std::byte* arguments, Block at) {
+template <int kTokens>
+__device__ void run_stage(StageKind kind, const std::byte* arguments, BlockOf<kTokens> at) {
   switch (kind) {
     case StageKind::Embed: return run_stage<Embed>(arguments, at);
     case StageKind::RmsNorm: return run_stage<RmsNorm>(arguments, at);
@@ -54,6 +55,7 @@ __device__ void run_stage(StageKind kind, const std::byte* arguments, Block at) 
 }
 
 // Levels [first, end): the blocks of a level's stages, one stage after the other, are dealt out to the grid's blocks.
+template <int kTokens>
 __global__ void __launch_bounds__(kStageThreads, 2)
     run_levels(int first, int end, const Level* __restrict__ levels, const Entry* __restrict__ entries,
                const std::byte* __restrict__ arguments) {
@@ -63,8 +65,8 @@ __global__ void __launch_bounds__(kStageThreads, 2)
       int i = level.first, within = b;
       for (; within >= entries[i].blocks; ++i) within -= entries[i].blocks;
       const Entry& e = entries[i];
-      run_stage(e.kind, arguments + e.arguments,
-                {within % e.x, within / e.x % e.y, within / e.x / e.y});
+      const BlockOf<kTokens> at = {{within % e.x, within / e.x % e.y, within / e.x / e.y}};
+      run_stage(e.kind, arguments + e.arguments, at);
       if (b + blocks() < level.blocks) sync_block();  // the next one has the same shared memory
     }
     if (l + 1 < end) sync_grid();
@@ -101,8 +103,9 @@ Access access_of(const Graph& g, const Node& n) {
 void Levels::begin(Access access) {
   int level = 0;
   for (const Past& past : nodes_)
-    if (past.end > level && (meet(past.access.writes, access.reads) || meet(past.access.writes, access.writes) ||
-                             meet(past.access.reads, access.writes)))
+    if (past.end > level &&
+        (meet(past.access.writes, access.reads) || meet(past.access.writes, access.writes) ||
+         meet(past.access.reads, access.writes)))
       level = past.end;
   nodes_.push_back({std::move(access), level});
 }
@@ -152,8 +155,9 @@ Result<Buffer> Program::upload(int device) const {
 void Program::launch(Stream& stream, const std::byte* memory) const {
   std::vector<int64_t> blocks;
   for (const auto& stages : stages_) blocks.push_back(blocks_of(stages));
-  launch_levels(run_levels, blocks, kStageThreads, shared_, stream, reinterpret_cast<const Level*>(memory),
-                reinterpret_cast<const Entry*>(memory + entries_at()), memory + arguments_at());
+  launch_levels(tokens_ == 1 ? run_levels<1> : run_levels<8>, blocks, kStageThreads, shared_, stream,
+                reinterpret_cast<const Level*>(memory), reinterpret_cast<const Entry*>(memory + entries_at()),
+                memory + arguments_at());
 }
 
 int64_t Program::blocks_of(const std::vector<Stage>& stages) {

@@ -39,6 +39,8 @@ class Levels {
 
 class Program {
  public:
+  explicit Program(int64_t tokens) : tokens_(tokens) {}  // for steps of at most so many
+
   // The stages that follow are the node's.
   void begin(const Graph& g, const Node& n) { levels_.begin(access_of(g, n)); }
   template <class S>
@@ -64,6 +66,7 @@ class Program {
   int64_t entries_at() const;
   int64_t arguments_at() const;
 
+  int64_t tokens_;
   Levels levels_;
   std::vector<std::vector<Stage>> stages_;  // by level
   std::vector<std::byte> arguments_;

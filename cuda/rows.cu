@@ -24,7 +24,8 @@ Values<float> values(const Graph& g, Var v) {
 // A stage that makes a value of two, element by element of the result.
 template <class S>
 void give_of_two(const Graph& g, const Node& n, const Step& step) {
-  const S stage = {values(g, n.in[0]), values(g, n.in[1]), values(g, n.out[0]), live_rows(g, n, n.in[0], step)};
+  const S stage = {values(g, n.in[0]), values(g, n.in[1]), values(g, n.out[0]),
+                   live_rows(g, n, n.in[0], step)};
   give(step, stage, grid_of(stage.live.most, stage.y.n));
 }
 
@@ -43,22 +44,15 @@ void rms_norm(const Graph& g, const Node& n, const Step& step) {
 }
 
 void layer_norm(const Graph& g, const Node& n, const Step& step) {
-  const LayerNorm stage = {values(g, n.in[0]),
-                           vector_of(g.tensor(n.in[1])),
-                           vector_of(g.tensor(n.in[2])),
-                           values(g, n.out[0]),
-                           std::get<NormParams>(n.params).eps,
-                           live_rows(g, n, n.in[0], step)};
+  const LayerNorm stage = {
+      values(g, n.in[0]),  vector_of(g.tensor(n.in[1])),       vector_of(g.tensor(n.in[2])),
+      values(g, n.out[0]), std::get<NormParams>(n.params).eps, live_rows(g, n, n.in[0], step)};
   give(step, stage, {stage.live.most}, kSumBytes);
 }
 
 void rope(const Graph& g, const Node& n, const Step& step) {
-  const Rope stage = {values(g, n.in[0]),
-                      integers(g, n.in[1]),
-                      g.tensor(n.in[2]).row<float>(0),
-                      values(g, n.out[0]),
-                      std::get<RopeParams>(n.params),
-                      live_rows(g, n, n.in[0], step)};
+  const Rope stage = {values(g, n.in[0]),  integers(g, n.in[1]),           g.tensor(n.in[2]).row<float>(0),
+                      values(g, n.out[0]), std::get<RopeParams>(n.params), live_rows(g, n, n.in[0], step)};
   give(step, stage, grid_of(stage.live.most, stage.x.heads * (stage.x.n / 2)));
 }
 

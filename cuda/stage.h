@@ -14,6 +14,9 @@ constexpr int kStageThreads = 256, kStageWarps = kStageThreads / kWarp;
 struct Block {
   int x, y, z;
 };
+// In a kernel for at most so many tokens at once: the fewer, the fewer registers and instructions it takes.
+template <int kTokens>
+struct BlockOf : Block {};
 
 enum class StageKind : int32_t {
   Embed,
@@ -40,7 +43,7 @@ enum class StageKind : int32_t {
 
 template <class S>
 __global__ void __launch_bounds__(kStageThreads, 2) one(S stage) {
-  stage.run({block_x(), block_y(), block_z()});
+  stage.run(BlockOf<8>{{block_x(), block_y(), block_z()}});
 }
 
 // Gives the step a stage with `grid` blocks of `shared` bytes each.

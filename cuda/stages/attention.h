@@ -11,7 +11,8 @@ namespace lite::cuda {
 constexpr int kChunk = 64;  // positions between two merges of the softmax, at fixed multiples
 constexpr int kHeads = 8;   // most heads of one block: they share the keys' rows
 constexpr int kKeys = 4;    // that a warp meets together
-static_assert(kHeads == kStageWarps && kKeys * kHeads == kWarp, "a warp per head's softmax, a lane per score");
+static_assert(kHeads == kStageWarps && kKeys * kHeads == kWarp,
+              "a warp per head's softmax, a lane per score");
 // Of shared memory: rows, scores, and three floats of a head.
 constexpr int64_t kChunkBytes =
     kChunk * int64_t(sizeof(int64_t) + kHeads * sizeof(float)) + 3 * kHeads * int64_t(sizeof(float));
@@ -98,7 +99,8 @@ struct Partial {
 };
 
 // Values j and j + 1 of a row of n; a zero beyond the last.
-__device__ inline void load_pair(DType dtype, const uint8_t* row, int64_t j, int64_t n, bool wide, float (&to)[2]) {
+__device__ inline void load_pair(DType dtype, const uint8_t* row, int64_t j, int64_t n, bool wide,
+                                 float (&to)[2]) {
   if (wide && dtype == DType::BF16) {
     const uint32_t word = load<1>(row + 2 * j).word[0];
     to[0] = f32_of_bits(word << 16);
@@ -134,13 +136,13 @@ struct Attention {
     if (chunks.begin == chunks.end && at.z > 0) return;
 
     const int nq = int(p.n_query()), nv = int(p.values.n), query_row = p.query_row(), sum_row = 2 * p.pairs();
-    int64_t* row = shared_memory<int64_t>();                   // [kChunk]
-    float* score = reinterpret_cast<float*>(row + kChunk);     // [kChunk][kHeads]
-    float* largest = score + kChunk * kHeads;                  // [kHeads]
-    float* total = largest + kHeads;                           // [kHeads] of exponentials
-    float* factor = total + kHeads;                            // [kHeads] by which a chunk changes what was before
-    float* query = factor + kHeads;                            // [block_heads][query_row]
-    float* sum = query + int64_t(block_heads) * query_row;     // [sets][block_heads][sum_row]
+    int64_t* row = shared_memory<int64_t>();                // [kChunk]
+    float* score = reinterpret_cast<float*>(row + kChunk);  // [kChunk][kHeads]
+    float* largest = score + kChunk * kHeads;               // [kHeads]
+    float* total = largest + kHeads;                        // [kHeads] of exponentials
+    float* factor = total + kHeads;  // [kHeads] by which a chunk changes what was before
+    float* query = factor + kHeads;  // [block_heads][query_row]
+    float* sum = query + int64_t(block_heads) * query_row;  // [sets][block_heads][sum_row]
     const int set_row = block_heads * sum_row;
 
     for (int h = 0; h < heads; ++h)
@@ -169,7 +171,8 @@ struct Attention {
         if (const int k = i / kHeads; k >= begin && k < end && i % kHeads < heads)
           score[i] += p.mask[(t - v.first) * p.mask_stride + base + k];
       if (p.mask) sync_block();
-      if (warp() < heads) merge_softmax(score + warp(), begin, end, largest + warp(), total + warp(), factor + warp());
+      if (warp() < heads)
+        merge_softmax(score + warp(), begin, end, largest + warp(), total + warp(), factor + warp());
       sync_block();
       add_values(score, row, factor, begin, end, group, heads, set_row, sum);
     }

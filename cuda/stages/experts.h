@@ -86,20 +86,20 @@ struct Hidden {
 
   __host__ __device__ int64_t rows_of_block() const { return kStageWarps / split_of(l.x.n) * kWarpRows; }
   __host__ static int64_t shared_bytes(int64_t pairs) {
-    return PairGroup::shared_bytes(pairs) +
-           2 * kStageWarps * kWarpRows * kTogether * int64_t(sizeof(float));
+    return PairGroup::shared_bytes(pairs) + 2 * kStageWarps * kWarpRows * kTogether * int64_t(sizeof(float));
   }
 
-  __device__ void run(Block at) const {
+  template <int kMost>
+  __device__ void run(BlockOf<kMost> at) const {
     const PairGroup group(l, at.z);
     if (at.y >= group.n) return;
     const PairTask& task = group.task[at.y];
     if (task.n == 0 || at.x * rows_of_block() >= l.table->networks[task.network].up.rows) return;
-    with_tokens(task.n, *this, at, task, group.rest());
+    with_tokens<kMost>(task.n, *this, at, task, group.rest());
   }
 
   template <int kTokens>
-  __device__ void run(Block at, const PairTask& task, float* part) const {
+  __device__ void run_tokens(Block at, const PairTask& task, float* part) const {
     constexpr int sums = kTokens * kWarpRows;  // part [gate, up][kStageWarps][sums]
     const Network& f = l.table->networks[task.network];
     const int split = split_of(l.x.n);
@@ -126,8 +126,7 @@ struct Hidden {
       if (l.gated) gate += *at_k;
       up += at_k[kStageWarps * sums];
     }
-    l.w.hidden[task.pair[t] * l.width + i] =
-        activation(l.gated, gate, l.gated ? up : up + f.up_bias.at(i));
+    l.w.hidden[task.pair[t] * l.width + i] = activation(l.gated, gate, l.gated ? up : up + f.up_bias.at(i));
   }
 
   __device__ static float activation(bool gated, float gate, float up) {
@@ -146,18 +145,21 @@ struct Down {
     return PairGroup::shared_bytes(pairs) + pairs * kStageWarps * kWarpRows * int64_t(sizeof(float));
   }
 
-  __device__ void run(Block at) const {
+  template <int kMost>
+  __device__ void run(BlockOf<kMost> at) const {
     const PairGroup group(l, at.y);
     if (group.n == 0) return;
     const int64_t out = int64_t(at.x) * kWarpRows, d = l.x.n;
-    float* part = group.rest();  // [pairs][kStageWarps][kWarpRows], of each as many as there are parts of the columns
+    float* part =
+        group.rest();  // [pairs][kStageWarps][kWarpRows], of each as many as there are parts of the columns
     int unit = 0;
     for (int i = 0; i < group.n; ++i) {
       const PairTask& task = group.task[i];
       if (task.n == 0) continue;
       const int split = split_of(l.table->networks[task.network].down.cols);
       for (int k = 0; k < split; ++k, ++unit)
-        if (unit % kStageWarps == warp()) with_tokens(task.n, *this, task, group.first, k, split, out, part);
+        if (unit % kStageWarps == warp())
+          with_tokens<kMost>(task.n, *this, task, group.first, k, split, out, part);
     }
     sync_block();
     const int t = thread() / kWarpRows, r = thread() % kWarpRows;
@@ -176,13 +178,15 @@ struct Down {
   }
 
   template <int kTokens>
-  __device__ void run(const PairTask& task, int64_t first, int k, int split, int64_t out, float* part) const {
+  __device__ void run_tokens(const PairTask& task, int64_t first, int k, int split, int64_t out,
+                             float* part) const {
     const Network& f = l.table->networks[task.network];
     const Columns columns = columns_of(f.down.cols, split, k);
     const int place = place_of_sum<kTokens>(), token = place / kWarpRows;
 #pragma unroll 1
     for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens)) {
-      const float sum = products<kTokens>(f.down, out + r, l.x.n - 1, {l.w.hidden, l.width, task.pair, task.n}, columns);
+      const float sum =
+          products<kTokens>(f.down, out + r, l.x.n - 1, {l.w.hidden, l.width, task.pair, task.n}, columns);
       if (token < task.n)
         part[((task.pair[token] - first) * kStageWarps + k) * kWarpRows + place % kWarpRows + r] = sum;
     }

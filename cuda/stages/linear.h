@@ -21,13 +21,14 @@ struct Linear {
     return kStageWarps * kWarpRows * kTogether * int64_t(sizeof(float));
   }
 
-  __device__ void run(Block at) const {
+  template <int kMost>
+  __device__ void run(BlockOf<kMost> at) const {
     const int64_t n = min(int64_t(kTogether), live.rows() - int64_t(at.y) * kTogether);
-    if (n > 0) with_tokens(n, *this, at, n);
+    if (n > 0) with_tokens<kMost>(n, *this, at, n);
   }
 
   template <int kTokens>
-  __device__ void run(Block at, int64_t n) const {
+  __device__ void run_tokens(Block at, int64_t n) const {
     constexpr int sums = kTokens * kWarpRows;
     const int split = split_of(w.cols);
     const int64_t first = int64_t(at.y) * kTogether, h = at.z, out = at.x * rows_of_block();
@@ -64,14 +65,16 @@ struct Transposed {
     return kStageWarps * kSpan * tokens_of_block(live.most) * int64_t(sizeof(float));
   }
 
-  __device__ void run(Block at) const {
+  template <int kMost>
+  __device__ void run(BlockOf<kMost> at) const {
     const int64_t n = min(int64_t(kTogether), live.rows() - int64_t(at.y) * kTogether);
-    if (n > 0) with_tokens(n, *this, at, n);
+    if (n > 0) with_tokens<kMost>(n, *this, at, n);
   }
 
   template <int kTokens>
-  __device__ void run(Block at, int64_t n) const {
-    const int64_t first = int64_t(at.y) * kTogether, h = at.z, column = int64_t(at.x) * kSpan + lane() * kQuad;
+  __device__ void run_tokens(Block at, int64_t n) const {
+    const int64_t first = int64_t(at.y) * kTogether, h = at.z,
+                  column = int64_t(at.x) * kSpan + lane() * kQuad;
     float sum[kTokens][kQuad] = {};
     if (column < w.cols) {
       const int64_t row0 = h * head.rows + head.row0;

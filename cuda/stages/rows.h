@@ -149,7 +149,8 @@ struct StreamRead {
 
   __device__ void run(Block at) const {
     const auto [t, i] = place(at);
-    if (t < live.rows() && i < y.n) y.row(t)[i] = decode(stream.dtype, stream.data + rows[t] * stream.stride, i);
+    if (t < live.rows() && i < y.n)
+      y.row(t)[i] = decode(stream.dtype, stream.data + rows[t] * stream.stride, i);
   }
 };
 
