@@ -51,7 +51,6 @@ class Program {
   // Its memory on a device, which must outlive what has been launched.
   Result<Buffer> upload(int device) const;
   void launch(Stream& stream, const std::byte* memory) const;
-  int levels() const { return int(stages_.size()); }
 
  private:
   struct Stage {
