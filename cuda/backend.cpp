@@ -4,6 +4,7 @@
 
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
+#include "cuda/program.h"
 #include "cuda/upload.h"
 #include "ggml-lite/plan.h"
 
@@ -129,37 +130,69 @@ class CudaBackend final : public Backend {
   Status wait() override { return stream_.wait(); }
 
  private:
+  // A segment's, and where it lies in the device's memory.
+  struct Uploaded {
+    cuda::Program program;
+    std::byte* memory;
+  };
+
   Result<cuda::Recording> recording(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows) {
     cuda::Recording& recorded = recordings_[{&g, phase, rows}];
     if (!recorded) {
       for (const Node& n : g.nodes)
         if (n.device == device) LITE_TRY(make_table(g, n));
+      LITE_ASSIGN(const std::vector<Uploaded> programs, make_programs(g, plan, device, phase, rows));
       LITE_TRY(stream_.begin_recording());
-      give_step(g, plan, device, phase, rows);
+      give_step(g, plan, device, phase, rows, programs);
       LITE_ASSIGN(recorded, stream_.end_recording());
     }
     return recorded;
   }
 
+  // In the decode phase, for the device's segments in order: memory is taken before anything is recorded.
+  Result<std::vector<Uploaded>> make_programs(const Graph& g, const Plan& plan, int device, Phase phase,
+                                              int64_t rows) {
+    std::vector<Uploaded> programs;
+    if (phase == kPrompt) return programs;
+    for (const Segment& segment : plan.segments) {
+      if (segment.device != device) continue;
+      cuda::Program program(rows);
+      give_nodes(g, segment, phase, rows, &program);
+      LITE_ASSIGN(Buffer memory, program.upload(device_));
+      programs.push_back({std::move(program), memory.get()});
+      program_memory_.push_back(std::move(memory));
+    }
+    return programs;
+  }
+
   // All segments of the device, and between them what it waits for and what others wait for.
-  void give_step(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows) {
+  void give_step(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows,
+                 const std::vector<Uploaded>& programs) {
     int32_t* const finished = plan.finished ? g.tensor(plan.finished).row<int32_t>(0) : nullptr;
     int32_t* const counts = counts_on(g, device);
+    size_t mine = 0;  // of the device's segments
     for (size_t s = 0; s < plan.segments.size(); ++s) {
       const Segment& segment = plan.segments[s];
       if (segment.device != device) continue;
       for (const int32_t needed : segment.after) cuda::await_segment(finished + needed, counts, stream_);
-      give_segment(g, segment, phase, rows);
+      if (phase == kPrompt)
+        give_nodes(g, segment, phase, rows, nullptr);
+      else
+        programs[mine].program.launch(stream_, programs[mine].memory);
       if (finished) cuda::tell_segment(finished + s, counts, stream_);
+      ++mine;
     }
   }
-  void give_segment(const Graph& g, const Segment& segment, Phase phase, int64_t rows) {
+
+  // To the stream, or to a program.
+  void give_nodes(const Graph& g, const Segment& segment, Phase phase, int64_t rows, cuda::Program* program) {
     for (int32_t i = segment.first_node; i < segment.first_node + segment.n_nodes; ++i) {
       const auto table = tables_.find(&g.nodes[i]);
-      launch_node(
-          g, g.nodes[i],
-          {stream_, phase, rows,
-           table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get())});
+      if (program) program->begin(g, g.nodes[i]);
+      launch_node(g, g.nodes[i],
+                  {stream_, phase, rows,
+                   table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get()),
+                   program});
     }
   }
 
@@ -178,6 +211,7 @@ class CudaBackend final : public Backend {
   std::string name_;
   cuda::Stream stream_;
   std::map<const Node*, Buffer> tables_;
+  std::vector<Buffer> program_memory_;
   std::map<std::tuple<const Graph*, Phase, int64_t>, cuda::Recording> recordings_;
 };
 

@@ -4,7 +4,9 @@
 // Compiled by anything but nvcc, the same functions come from the twin in tests/cuda_host, which runs blocks on the host.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "cuda/runtime.h"
 
@@ -23,15 +25,22 @@ struct Grid {
 struct Words4 {
   uint32_t word[4];
 };
+template <int n>
+struct Words {
+  uint32_t word[n];
+};
 
 }  // namespace lite::cuda
 
 #ifndef __CUDACC__
 #include <cuda_host/device.h>  // found in tests/
 #else
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
+
+#define LITE_OUT_OF_LINE __noinline__
 
 namespace lite::cuda {
 
@@ -46,11 +55,18 @@ __device__ inline int block_y() {
 __device__ inline int block_z() {
   return int(blockIdx.z);
 }
+// Read anew at every call: in a kernel of many parts, what all of them make of it must not live in registers throughout.
 __device__ inline int thread() {
-  return int(threadIdx.x);
+  int place;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(place));
+  return place;
 }
 __device__ inline int threads() {
   return int(blockDim.x);
+}
+
+__device__ inline int blocks() {  // in the first direction
+  return int(gridDim.x);
 }
 
 // The block's shared memory, as much as the launch asked for; aligned to 16 bytes, not initialised.
@@ -71,12 +87,38 @@ __device__ inline float shuffle_xor(float value, int mask) {
 __device__ inline int shuffle_xor(int value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFF, value, mask);
 }
+// Every thread of the grid must come; only kernels that launch_levels() started have it.
+__device__ inline void sync_grid() {
+  cooperative_groups::this_grid().sync();
+}
+// What the warp's lanes wrote before is seen by all of them after.
+__device__ inline void sync_warp() {
+  __syncwarp();
+}
 // Sums over the lanes of n values at once, in a fixed order; every lane gets them.
 template <int n>
 __device__ void warp_sum(float (&value)[n]) {
 #pragma unroll
   for (int i = 0; i < n; ++i)
     for (int mask = kWarp / 2; mask > 0; mask /= 2) value[i] += shuffle_xor(value[i], mask);
+}
+
+// The same sums, of which a lane gets one: that of value[lane / (32 / n)]. n is a power of two, at most 32.
+template <int n, int mask = kWarp / 2>
+__device__ float warp_sums(const float (&value)[n]) {
+  if constexpr (mask == 0) {
+    return value[0];
+  } else {
+    constexpr int left = n > 1 ? n / 2 : 1;
+    const bool upper = n > 1 && thread() & mask;
+    float sum[left];
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const float other = value[n - left + i];
+      sum[i] = (upper ? other : value[i]) + shuffle_xor(upper ? value[i] : other, mask);
+    }
+    return warp_sums<left, mask / 2>(sum);
+  }
 }
 
 // ---- conversions: exact from, and to the nearest (even among two); too large for e4m3 becomes 448
@@ -100,13 +142,24 @@ __device__ inline uint8_t e4m3_of(float value) {
   return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
 }
 // Four codes of a word, the lowest byte first.
+__device__ uint32_t f16x2_of_e4m3x2(uint32_t codes);
 __device__ inline void f32_of_e4m3x4(uint32_t codes, float* to) {
+#if __CUDA_ARCH__ >= 890
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const __half2 pair(__nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(codes >> 16 * i), __NV_E4M3));
     to[2 * i] = __low2float(pair);
     to[2 * i + 1] = __high2float(pair);
   }
+#else
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t bits = f16x2_of_e4m3x2(codes >> 8 * i);
+    const __half2 pair = __hmul2(reinterpret_cast<const __half2&>(bits), __float2half2_rn(256.0f));
+    to[i] = __low2float(pair);
+    to[2 + i] = __high2float(pair);
+  }
+#endif
 }
 __device__ inline uint32_t bits_of(float value) {
   return __float_as_uint(value);
@@ -146,6 +199,35 @@ __device__ inline void store_release(int32_t* at, int32_t value) {
 // Lets some time pass before the next look at such a word.
 __device__ inline void pause() {
   __nanosleep(100);
+}
+
+// n words at an address that is a multiple of their size. load_once() is for what no kernel writes and nobody reads again soon.
+template <int n>
+__device__ Words<n> load(const void* at) {
+  Words<n> to;
+  if constexpr (n == 1) {
+    to.word[0] = *static_cast<const uint32_t*>(at);
+  } else if constexpr (n == 2) {
+    const uint2 v = *static_cast<const uint2*>(at);
+    to.word[0] = v.x, to.word[1] = v.y;
+  } else {
+    const uint4 v = *static_cast<const uint4*>(at);
+    to.word[0] = v.x, to.word[1] = v.y, to.word[2] = v.z, to.word[3] = v.w;
+  }
+  return to;
+}
+template <int n>
+__device__ Words<n> load_once(const void* at) {
+  Words<n> to;
+  if constexpr (n == 1)
+    asm("ld.global.nc.L1::no_allocate.b32 %0, [%1];" : "=r"(to.word[0]) : "l"(at));
+  else if constexpr (n == 2)
+    asm("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(to.word[0]), "=r"(to.word[1]) : "l"(at));
+  else
+    asm("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
+        : "l"(at));
+  return to;
 }
 
 // Starts to copy 16 bytes to shared memory, between addresses that are multiples of 16. The copies started since the last
@@ -192,5 +274,39 @@ void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream
   cudaLaunchKernelEx(&config, kernel, P(args)...);
 }
 
+// The same for a kernel(first, end, args...) that does levels [first, end), the blocks of each dealt out to as many as fit on
+// the GPU at once, with sync_grid() in between. blocks_of_level: how many each level has.
+template <class... P, class... A>
+void launch_levels(void (*kernel)(int, int, P...), const std::vector<int64_t>& blocks_of_level, int threads,
+                   int64_t shared, Stream& stream, const A&... args) {
+  if (blocks_of_level.empty()) return;
+  int processors = 0, each = 0;
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, stream.device());
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, size_t(shared));
+  const int64_t most = *std::max_element(blocks_of_level.begin(), blocks_of_level.end());
+  cudaLaunchAttribute together = {};
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(std::min<int64_t>(most, int64_t(processors) * each)));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared);
+  config.stream = cudaStream_t(stream.handle());
+  config.attrs = &together;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, 0, int(blocks_of_level.size()), P(args)...);
+}
+
 }  // namespace lite::cuda
 #endif
+
+namespace lite::cuda {
+
+// Codes in bytes 0 and 2 as two f16 of 1/256 of their value, by shifts: for what cannot convert by itself (before sm_89).
+// The code of NaN gets the exponent of one.
+__device__ inline uint32_t f16x2_of_e4m3x2(uint32_t codes) {
+  const uint32_t magnitude = codes & 0x007F007F, nan = (magnitude + 0x00010001) & 0x00800080;
+  return (codes & 0x00800080) << 8 | magnitude << 7 | nan << 7;
+}
+
+}  // namespace lite::cuda

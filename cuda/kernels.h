@@ -1,6 +1,6 @@
-// The ops on a GPU. Each function gives a stream the kernels of one node of a bound graph; contracts are in ops.h.
+// The ops on a GPU. Each function gives a step the stages (stage.h) of one node of a bound graph; contracts are in ops.h.
 //
-// Nothing of a step is in a launch: its counts, positions and tables are read from the device's memory, so what is launched
+// Nothing of a step is in a stage: its counts, positions and tables are read from the device's memory, so what is launched
 // once can be recorded and replayed. A grid has room for as many rows as a recording is made for (Step); blocks
 // without a live row return at once.
 #pragma once
@@ -11,6 +11,7 @@
 namespace lite::cuda {
 
 struct MoeTable;
+class Program;
 
 // What launches are made for: steps of a phase with at most so many tokens, and at most so many outputs.
 struct Step {
@@ -18,6 +19,7 @@ struct Step {
   Phase phase;
   int64_t rows;
   const MoeTable* moe = nullptr;  // of a node that is moe_ffn, in the device's memory
+  Program* program = nullptr;     // of a decode step: it takes the stages that a prompt launches
 };
 
 void embed(const Graph& g, const Node& n, const Step& step);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 
 #include "cuda/device.h"
 #include "cuda/kernels.h"
@@ -87,9 +88,11 @@ struct Matrix {
   DType dtype, scale_dtype;
   bool wide;       // rows begin at multiples of 16 bytes
   bool one_scale;  // no piece crosses a border between scales
+  int col_shift;   // of which block_cols is the power of two, or -1
 
+  __device__ int64_t scale_row(int64_t i) const { return uint32_t(row0 + i) / uint32_t(block_rows); }
   __device__ float scale_at(int64_t i, int64_t j) const {
-    return decode(scale_dtype, scale + (row0 + i) / block_rows * scale_stride, (col0 + j) / block_cols);
+    return decode(scale_dtype, scale + scale_row(i) * scale_stride, (col0 + j) / block_cols);
   }
   // Elements [j, j + kPiece) of row i; zeros beyond the last.
   __device__ void piece(int64_t i, int64_t j, float (&to)[kPiece]) const {
@@ -151,6 +154,7 @@ inline Matrix matrix_of(const Tensor& t) {
   m.row0 = s.row0;
   m.col0 = s.col0;
   m.one_scale = s.block_cols % kPiece == 0 && s.col0 % kPiece == 0;
+  m.col_shift = std::has_single_bit(uint64_t(s.block_cols)) ? std::countr_zero(uint64_t(s.block_cols)) : -1;
   return m;
 }
 

@@ -165,6 +165,7 @@ int64_t moe_workspace(const Graph& g, const Node& n) {
 }
 
 Status check_moe(const Graph& g, const Node& n) {
+  LITE_TRY(check_decode_experts(g.tensor(n.in[1]).shape[1]));
   const int64_t networks = int64_t(experts_of(g, n).slots.size()) + 1,
                 most = kSharedBytes / int64_t(sizeof(int32_t));
   if (networks > most)
@@ -218,6 +219,7 @@ void moe_ffn(const Graph& g, const Node& n, const Step& step) {
   l.gated = set.activation == Activation::SwiGlu;
   l.rounding = std::get<MoeParams>(n.params).rounding;
 
+  if (step.phase == kDecode) return decode_experts(step, l);
   const int64_t d = l.x.n, pairs = l.pairs(l.live.most), tasks = most_tasks(pairs, l.networks());
   launch(sort_kernel, {}, kThreads, l.networks() * int64_t(sizeof(int32_t)), step.stream, l);
   if (l.rounding != Rounding::None)

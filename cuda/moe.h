@@ -57,4 +57,8 @@ struct MoeLayer {
   }
 };
 
+// Of decode steps: experts.cu. Unsupported: too many experts of a token.
+void decode_experts(const Step& step, const MoeLayer& layer);
+Status check_decode_experts(int64_t experts_per_token);
+
 }  // namespace lite::cuda

@@ -39,20 +39,16 @@ class Deepseek final : public Decoder {
     const std::string p = name(i, "self_attn.");
     const float scale = float(c.softmax_scale(c.layers[i])), eps = float(c.mla_norm_eps);
 
-    Var q;
-    if (c.q_lora_rank) {
-      const Var a =
-          b.rms_norm(linear(p + "q_a_proj", h), weight(p + "q_a_layernorm.weight"), eps);  // [T, q_lora_rank]
-      q = linear(p + "q_b_proj", a);
-    } else {
-      q = linear(p + "q_proj", h);
-    }
-    q = b.view(q, {T, H, dn + dr});
-    const Var q_nope = b.slice(q, 0, dn), q_rope = rope(i, b.slice(q, dn, dr));  // [T, H, dn], [T, H, dr]
-
-    const Var kv = linear(p + "kv_a_proj_with_mqa", h);  // [T, r + dr]
+    // What is independent is built side by side, so that a device can run it so: values of one time have memory of their own.
+    const Var a = c.q_lora_rank ? linear(p + "q_a_proj", h) : Var::none();  // [T, q_lora_rank]
+    const Var kv = linear(p + "kv_a_proj_with_mqa", h);                     // [T, r + dr]
     const Var latent = b.rms_norm(b.slice(kv, 0, r), weight(p + "kv_a_layernorm.weight"), eps);  // [T, r]
-    const Var cache = b.stream_write(stream(i), in.kv_rows, latent, rope(i, b.slice(kv, r, dr)));
+    const Var key = rope(i, b.slice(kv, r, dr));                                                 // [T, dr]
+    const Var q = b.view(a ? linear(p + "q_b_proj", b.rms_norm(a, weight(p + "q_a_layernorm.weight"), eps))
+                           : linear(p + "q_proj", h),
+                         {T, H, dn + dr});
+    const Var cache = b.stream_write(stream(i), in.kv_rows, latent, key);
+    const Var q_nope = b.slice(q, 0, dn), q_rope = rope(i, b.slice(q, dn, dr));  // [T, H, dn], [T, H, dr]
 
     const Var kv_b = weight(p + "kv_b_proj.weight");  // per head dn rows W_UK, then dv rows W_UV
     Var y;                                            // [T, H, dv]

@@ -199,20 +199,46 @@ void wait_copies(int n) {
     std::memcpy(mine.started.front().to, mine.started.front().from, 16);
 }
 
+namespace {
+
+// Blocks of one kernel, each of which finds shared memory as it finds it on no GPU.
+class Launch {
+ public:
+  Launch(int64_t x, int64_t y, int64_t z, int threads, int64_t shared_bytes,
+         const std::function<void()>& kernel)
+      : blocks_(int(x)), threads_(threads), shared_(size_t(shared_bytes)), kernel_(kernel) {
+    if (x > kGridX || y > kGridYZ || z > kGridYZ) fail("more blocks than a grid can have");
+    if (threads < 1 || threads > 1024 || threads % kWarp != 0)
+      fail("a block has whole warps, and at most 1024 threads");
+    if (shared_bytes > kSharedBytes) fail("more shared memory than a block can have");
+    memory_.reset(new std::byte[shared_]);
+  }
+  void run(int64_t x, int64_t y, int64_t z) {
+    std::memset(memory_.get(), 0xFF, shared_);
+    here = {{int(x), int(y), int(z)}, 0, threads_, blocks_, memory_.get()};
+    block.run(kernel_);
+  }
+
+ private:
+  int blocks_, threads_;
+  size_t shared_;
+  const std::function<void()>& kernel_;
+  std::unique_ptr<std::byte[]> memory_;
+};
+
+}  // namespace
+
 void run_grid(int64_t x, int64_t y, int64_t z, int threads, int64_t shared_bytes,
               const std::function<void()>& kernel) {
-  if (x > kGridX || y > kGridYZ || z > kGridYZ) fail("more blocks than a grid can have");
-  if (threads < 1 || threads > 1024 || threads % kWarp != 0)
-    fail("a block has whole warps, and at most 1024 threads");
-  if (shared_bytes > kSharedBytes) fail("more shared memory than a block can have");
-  const std::unique_ptr<std::byte[]> shared(new std::byte[size_t(shared_bytes)]);
+  Launch launch(x, y, z, threads, shared_bytes, kernel);
   for (int64_t i = 0; i < z; ++i)
     for (int64_t j = 0; j < y; ++j)
-      for (int64_t k = 0; k < x; ++k) {
-        std::memset(shared.get(), 0xFF, size_t(shared_bytes));
-        here = {{int(k), int(j), int(i)}, 0, threads, shared.get()};
-        block.run(kernel);
-      }
+      for (int64_t k = 0; k < x; ++k) launch.run(k, j, i);
+}
+
+void run_backwards(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel) {
+  Launch launch(blocks, 1, 1, threads, shared_bytes, kernel);
+  for (int64_t i = blocks; i > 0; --i) launch.run(i - 1, 0, 0);
 }
 
 }  // namespace lite::cuda::host

@@ -12,6 +12,7 @@ namespace lite::cuda::host {
 struct Here {
   int block[3] = {0, 0, 0};
   int thread = 0, threads = 0;
+  int blocks = 0;  // in the first direction
   std::byte* shared = nullptr;
 };
 extern thread_local Here here;
@@ -19,13 +20,18 @@ extern thread_local Here here;
 // Runs `kernel` once for every thread of every block.
 void run_grid(int64_t x, int64_t y, int64_t z, int threads, int64_t shared_bytes,
               const std::function<void()>& kernel);
+// The same, from the last block to the first.
+void run_backwards(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
+
+// As many blocks as are on this GPU at once: a level that has more gives some of them several.
+constexpr int64_t kResidentBlocks = 24;
 
 // Returns when every thread of the block has come.
 void meet_block();
 
 // What a lane has brought to an exchange of its warp.
 struct Lane {
-  static constexpr int kMost = 16;
+  static constexpr int kMost = 32;
   float value[kMost];
 };
 enum class Exchange { Shuffle, Sum };

@@ -19,6 +19,8 @@
 #define __device__
 #define __host__
 #define __restrict__
+#define __launch_bounds__(...)
+#define LITE_OUT_OF_LINE
 
 namespace lite::cuda {
 
@@ -40,6 +42,9 @@ inline int thread() {
 inline int threads() {
   return host::here.threads;
 }
+inline int blocks() {
+  return host::here.blocks;
+}
 template <class T>
 T* shared_memory() {
   return reinterpret_cast<T*>(host::here.shared);
@@ -47,6 +52,9 @@ T* shared_memory() {
 
 inline void sync_block() {
   host::meet_block();
+}
+inline void sync_grid() {
+  host::fail("a barrier of the grid: here every level is a grid of its own");
 }
 template <class T>
 T shuffle_xor(T value, int mask) {
@@ -61,6 +69,16 @@ template <int n>
 void warp_sum(float (&value)[n]) {
   static_assert(n <= host::Lane::kMost);
   std::memcpy(value, host::meet_warp(value, n, host::Exchange::Sum)[0].value, sizeof value);
+}
+
+template <int n>
+float warp_sums(float (&value)[n]) {
+  static_assert(n <= host::Lane::kMost && kWarp % n == 0);
+  return host::meet_warp(value, n, host::Exchange::Sum)[0].value[thread() % kWarp / (kWarp / n)];
+}
+inline void sync_warp() {
+  const float nothing = 0;
+  host::meet_warp(&nothing, 1, host::Exchange::Shuffle);
 }
 
 inline float f32_of_bf16(uint16_t bits) {
@@ -119,6 +137,19 @@ inline void pause() {
   std::this_thread::yield();
 }
 
+template <int n>
+Words<n> load(const void* at) {
+  Words<n> words;
+  if (reinterpret_cast<uintptr_t>(at) % sizeof words != 0)
+    host::fail("a load of words at an address that is no multiple of their size");
+  std::memcpy(&words, at, sizeof words);
+  return words;
+}
+template <int n>
+Words<n> load_once(const void* at) {
+  return load<n>(at);
+}
+
 inline uint32_t bf16x2_of(float first, float second) {
   return uint32_t(bf16_of(second)) << 16 | bf16_of(first);
 }
@@ -155,6 +186,17 @@ void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   host::queue_of(stream).give(
       [=] { host::run_grid(grid.x, grid.y, grid.z, threads, shared, [&] { kernel(P(args)...); }); });
+}
+
+// Each level as a grid of its own, its blocks from the last to the first: a level that should be two shows.
+template <class... P, class... A>
+void launch_levels(void (*kernel)(int, int, P...), const std::vector<int64_t>& blocks_of_level, int threads,
+                   int64_t shared, Stream& stream, const A&... args) {
+  for (int l = 0; l < int(blocks_of_level.size()); ++l) {
+    const int64_t blocks = std::min(blocks_of_level[size_t(l)], host::kResidentBlocks);
+    host::queue_of(stream).give(
+        [=] { host::run_backwards(blocks, threads, shared, [&] { kernel(l, l + 1, P(args)...); }); });
+  }
 }
 
 }  // namespace lite::cuda

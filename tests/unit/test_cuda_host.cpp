@@ -1,10 +1,11 @@
-// The twin of cuda/device.h that runs kernels on the host (tests/cuda_host), and weights in the memory of devices.
+// The twin of cuda/device.h that runs kernels on the host (tests/cuda_host), levels of stages, and weights in the memory of devices.
 #include <atomic>
 #include <thread>
 
 #include "cuda/cuda.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
+#include "cuda/program.h"
 #include "cuda/upload.h"
 #include "ggml-lite/device_weights.h"
 #include "ggml-lite/plan.h"
@@ -63,6 +64,40 @@ __global__ void copies(const int* from, int* to) {
   out[0] = place[3], out[1] = place[7];
   cuda::wait_copies<0>();
   out[2] = place[7];
+}
+
+// Sums of 8 values over the lanes, of which every lane gets one; then what the lanes have left in shared memory.
+__global__ void one_sum(float* sums, int* left) {
+  float value[8];
+  for (int i = 0; i < 8; ++i) value[i] = float(i * 100 + cuda::thread());
+  sums[cuda::thread()] = cuda::warp_sums(value);
+  int* const place = cuda::shared_memory<int>();
+  place[cuda::thread()] = cuda::thread();
+  cuda::sync_warp();
+  left[cuda::thread()] = place[cuda::thread() ^ 31];
+}
+
+// Codes by the conversion for GPUs that have one, and by shifts, two of each word.
+__global__ void convert(const uint32_t* codes, float* converted, float* shifted) {
+  const int i = cuda::thread();
+  cuda::f32_of_e4m3x4(codes[i], converted + 4 * i);
+  for (int k = 0; k < 4; ++k)
+    shifted[4 * i + k] =
+        cuda::f32_of_f16(uint16_t(cuda::f16x2_of_e4m3x2(codes[i] >> 8 * (k % 2)) >> 16 * (k / 2))) * 256;
+}
+
+__global__ void read_words(const uint32_t* from, uint32_t* to) {
+  const cuda::Words<1> one = cuda::load<1>(from + 3);
+  const cuda::Words<2> two = cuda::load_once<2>(from + 2);
+  const cuda::Words<4> four = cuda::load<4>(from + 4);
+  to[0] = one.word[0], to[1] = two.word[0], to[2] = two.word[1], to[3] = four.word[0], to[4] = four.word[3];
+}
+
+// Writes down which block of which level has been done, in order.
+__global__ void walk(int first, int end, const int* blocks, std::vector<std::pair<int, int>>* order) {
+  for (int l = first; l < end; ++l)
+    for (int b = cuda::block_x(); b < blocks[l]; b += cuda::blocks())
+      if (cuda::thread() == 0) order->push_back({l, b});
 }
 
 __global__ void add_one(int* value) {
@@ -126,6 +161,118 @@ TEST_CASE("kernels on the host: copies arrive when they are waited for, not befo
     CHECK(to[3 * i + 1] == -1);
     CHECK(to[3 * i + 2] == 8 * i + 7);
   }
+}
+
+TEST_CASE("kernels on the host: a lane's share of sums, and a warp that meets") {
+  cuda::Stream stream = make_stream();
+  std::vector<float> sums(32);
+  std::vector<int> left(32);
+  cuda::launch(one_sum, {}, 32, 32 * 4, stream, sums.data(), left.data());
+  CHECK(stream.wait().ok());
+  for (int i = 0; i < 32; ++i) {
+    CHECK(sums[i] == float(i / 4 * 100 * 32 + 31 * 32 / 2));
+    CHECK(left[i] == (i ^ 31));
+  }
+}
+
+TEST_CASE("kernels on the host: every e4m3 code, by table and by shifts") {
+  cuda::Stream stream = make_stream();
+  std::vector<uint32_t> codes(64);
+  std::vector<float> converted(256), shifted(256);
+  for (uint32_t i = 0; i < 256; ++i) codes[i / 4] |= i << i % 4 * 8;
+  cuda::launch(convert, {}, 64, 0, stream, codes.data(), converted.data(), shifted.data());
+  CHECK(stream.wait().ok());
+  for (int i = 0; i < 256; ++i) {
+    CAPTURE(i);
+    if (i % 128 == 127) {
+      CHECK(std::isnan(converted[i]));
+      CHECK(std::isnan(shifted[i]));
+      continue;
+    }
+    CHECK(double(converted[i]) == test::e4m3(uint8_t(i)));
+    CHECK(shifted[i] == converted[i]);
+    CHECK(std::signbit(shifted[i]) == (i >= 128));
+  }
+}
+
+TEST_CASE("kernels on the host: loads of words") {
+  cuda::Stream stream = make_stream();
+  alignas(16) const uint32_t from[8] = {10, 11, 12, 13, 14, 15, 16, 17};
+  uint32_t to[5];
+  cuda::launch(read_words, {}, 32, 0, stream, &from[0], &to[0]);
+  CHECK(stream.wait().ok());
+  CHECK(std::vector<uint32_t>(to, to + 5) == std::vector<uint32_t>{13, 12, 13, 14, 17});
+}
+
+TEST_CASE("kernels on the host: levels come one after the other, all blocks of one in any order") {
+  cuda::Stream stream = make_stream();
+  const int blocks[] = {3, 60, 1};
+  std::vector<std::pair<int, int>> order;
+  cuda::launch_levels(walk, {3, 60, 1}, 32, 0, stream, &blocks[0], &order);
+  CHECK(stream.wait().ok());
+  REQUIRE(order.size() == 64);
+  CHECK(order.front() == std::pair(0, 2));
+  CHECK(std::is_sorted(order.begin(), order.end(),
+                       [](const auto& a, const auto& b) { return a.first < b.first; }));
+  CHECK_FALSE(std::is_sorted(order.begin(), order.end()));
+  std::sort(order.begin(), order.end());
+  CHECK(std::unique(order.begin(), order.end()) == order.end());
+}
+
+TEST_CASE("levels: what neither writes what another reads or writes runs side by side") {
+  std::byte memory[64];
+  const auto at = [&](int begin, int end) { return cuda::Range{memory + begin, memory + end}; };
+  cuda::Levels levels;
+  const auto first_level = [&](cuda::Access access, int stages) {
+    levels.begin(std::move(access));
+    const int first = levels.next();
+    for (int i = 1; i < stages; ++i) CHECK(levels.next() == first + i);
+    return first;
+  };
+  CHECK(first_level({{}, {at(0, 16)}}, 1) == 0);
+  CHECK(first_level({{at(0, 16)}, {at(16, 24)}}, 2) == 1);   // reads it; two stages
+  CHECK(first_level({{at(0, 8)}, {at(24, 32)}}, 1) == 1);    // beside it
+  CHECK(first_level({{at(20, 28)}, {at(32, 40)}}, 1) == 3);  // after both, of which one has two stages
+  // Memory that is used again: nothing is handed on, but these bytes are still read, or written, by an earlier one.
+  CHECK(first_level({{}, {at(8, 9)}}, 1) == 3);
+  CHECK(first_level({{}, {at(39, 48)}}, 1) == 4);
+  CHECK(first_level({{}, {at(48, 64)}}, 1) == 0);  // nobody's
+  CHECK(first_level({{at(48, 64)}, {}}, 1) == 1);
+  CHECK(first_level({{at(60, 64)}, {}}, 1) == 1);  // readers do not mind each other
+}
+
+TEST_CASE("levels: of a graph in which an arena gives the same bytes to several values") {
+  Graph g;
+  Builder b(&g);
+  const StepInputs in = b.step_inputs({.tokens = 2, .sequences = 1, .blocks = 1, .outputs = 1});
+  test::Rng rng(62);
+  const test::Weight table = test::make_weight(rng, 10, 64), w = test::make_weight(rng, 64, 64);
+  const Var x = b.embed(b.weight(table.tensor), in.ids);
+  const Var p = b.linear(x, b.weight(w.tensor)), q = b.linear(x, b.weight(w.tensor));
+  const Var y = b.add(p, q), z = b.add(y, y), last = b.add(z, z);
+  b.keep(last);
+  REQUIRE_MESSAGE(b.status().ok(), b.status().message());
+  const std::unique_ptr<Backend> backend = make_cuda_planner();
+  Backend* const backends[] = {backend.get()};
+  auto plan = make_plan(&g, backends);
+  REQUIRE(plan.ok());
+  std::vector<std::byte> arena(size_t(plan->arena_bytes[0]));
+  std::byte* const arenas[] = {arena.data()};
+  bind(&g, *plan, arenas, {});
+  CHECK(g.tensor(z).data < arena.data() + arena.size());
+  const auto levels_of = [&] {
+    cuda::Levels levels;
+    std::vector<int> found;
+    for (const Node& n : g.nodes) {
+      levels.begin(cuda::access_of(g, n));
+      found.push_back(levels.next());
+    }
+    return found;
+  };
+  CHECK(levels_of() == std::vector<int>{0, 1, 1, 2, 3, 4});
+  // The second product where the first one's input lies: it must wait for the first.
+  g.values[q.id].tensor.data = g.tensor(x).data;
+  CHECK(levels_of() == std::vector<int>{0, 1, 2, 3, 4, 5});
 }
 
 TEST_CASE("kernels on the host: what is recorded runs when it is replayed, in order") {

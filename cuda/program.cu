@@ -1,0 +1,169 @@
+#include "cuda/program.h"
+
+#include <algorithm>
+
+#include "cuda/stages/attention.h"
+#include "cuda/stages/experts.h"
+#include "cuda/stages/linear.h"
+#include "cuda/stages/route.h"
+#include "cuda/stages/rows.h"
+
+namespace lite::cuda {
+namespace {
+
+// ---- on the device
+
+struct Entry {
+  StageKind kind;
+  int32_t blocks, x, y;  // all of them, and those in the first two directions
+  int64_t arguments;     // bytes from the first one's
+};
+struct Level {
+  int32_t first, end;  // entries
+  int32_t blocks;      // of all
+};
+
+template <class S, int kTokens>
+__device__ void run_stage(const std::byte* arguments, BlockOf<kTokens> at) {
+  reinterpret_cast<const S*>(arguments)->run(at);
+}
+
+template <int kTokens>
+__device__ void run_stage(StageKind kind, const std::byte* arguments, BlockOf<kTokens> at) {
+  switch (kind) {
+    case StageKind::Embed: return run_stage<Embed>(arguments, at);
+    case StageKind::RmsNorm: return run_stage<RmsNorm>(arguments, at);
+    case StageKind::LayerNorm: return run_stage<LayerNorm>(arguments, at);
+    case StageKind::Rope: return run_stage<Rope>(arguments, at);
+    case StageKind::StreamWrite: return run_stage<StreamWrite>(arguments, at);
+    case StageKind::StreamRead: return run_stage<StreamRead>(arguments, at);
+    case StageKind::SiluMul: return run_stage<SiluMul>(arguments, at);
+    case StageKind::Add: return run_stage<Add>(arguments, at);
+    case StageKind::Concat: return run_stage<Concat>(arguments, at);
+    case StageKind::CopyRows: return run_stage<CopyRows>(arguments, at);
+    case StageKind::Round: return run_stage<Round>(arguments, at);
+    case StageKind::Linear: return run_stage<Linear>(arguments, at);
+    case StageKind::Transposed: return run_stage<Transposed>(arguments, at);
+    case StageKind::Route: return run_stage<Route>(arguments, at);
+    case StageKind::Attention: return run_stage<Attention>(arguments, at);
+    case StageKind::Merge: return run_stage<Merge>(arguments, at);
+    case StageKind::RoundInput: return run_stage<RoundInput>(arguments, at);
+    case StageKind::Hidden: return run_stage<Hidden>(arguments, at);
+    case StageKind::RoundHidden: return run_stage<RoundHidden>(arguments, at);
+    case StageKind::Down: return run_stage<Down>(arguments, at);
+  }
+}
+
+// Levels [first, end): the blocks of a level's stages, one stage after the other, are dealt out to the grid's blocks.
+template <int kTokens>
+__global__ void __launch_bounds__(kStageThreads, 2)
+    run_levels(int first, int end, const Level* __restrict__ levels, const Entry* __restrict__ entries,
+               const std::byte* __restrict__ arguments) {
+  for (int l = first; l < end; ++l) {
+    const Level level = levels[l];
+    for (int b = block_x(); b < level.blocks; b += blocks()) {
+      int i = level.first, within = b;
+      for (; within >= entries[i].blocks; ++i) within -= entries[i].blocks;
+      const Entry& e = entries[i];
+      const BlockOf<kTokens> at = {{within % e.x, within / e.x % e.y, within / e.x / e.y}};
+      run_stage(e.kind, arguments + e.arguments, at);
+      if (b + blocks() < level.blocks) sync_block();  // the next one has the same shared memory
+    }
+    if (l + 1 < end) sync_grid();
+  }
+}
+
+bool meet(const std::vector<Range>& a, const std::vector<Range>& b) {
+  for (const Range& x : a)
+    for (const Range& y : b)
+      if (x.begin < y.end && y.begin < x.end) return true;
+  return false;
+}
+
+Range range_of(const Tensor& t) {
+  int64_t bytes = size_of(t.dtype);
+  for (int i = 0; i < t.rank; ++i) bytes += (t.shape[i] - 1) * t.stride[i];
+  return {t.data, t.data + bytes};
+}
+
+}  // namespace
+
+Access access_of(const Graph& g, const Node& n) {
+  Access access;
+  const auto add = [&](std::vector<Range>* to, Var v) {
+    if (v && g.storages[g.value(v).storage].kind != lite::Kind::Weight) to->push_back(range_of(g.tensor(v)));
+  };
+  add(&access.reads, n.counts);
+  for (const Var v : n.in) add(&access.reads, v);
+  for (const Var v : n.out) add(&access.writes, v);
+  add(&access.writes, n.workspace);
+  return access;
+}
+
+void Levels::begin(Access access) {
+  int level = 0;
+  for (const Past& past : nodes_)
+    if (past.end > level &&
+        (meet(past.access.writes, access.reads) || meet(past.access.writes, access.writes) ||
+         meet(past.access.reads, access.writes)))
+      level = past.end;
+  nodes_.push_back({std::move(access), level});
+}
+
+int Levels::next() {
+  return nodes_.back().end++;
+}
+
+void Program::add(StageKind kind, const void* stage, size_t bytes, const Grid& grid, int64_t shared) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const size_t level = size_t(levels_.next());
+  if (stages_.size() <= level) stages_.resize(level + 1);
+  stages_[level].push_back({kind, grid.x, grid.y, grid.z, int64_t(arguments_.size())});
+  const auto* from = static_cast<const std::byte*>(stage);
+  arguments_.insert(arguments_.end(), from, from + bytes);
+  arguments_.resize(size_t(round_up(int64_t(arguments_.size()), 16)));
+  shared_ = std::max(shared_, shared);
+}
+
+// Its memory: levels, entries, arguments.
+int64_t Program::entries_at() const {
+  return round_up(int64_t(stages_.size() * sizeof(Level)), 16);
+}
+int64_t Program::arguments_at() const {
+  int64_t entries = 0;
+  for (const auto& stages : stages_) entries += int64_t(stages.size());
+  return round_up(entries_at() + entries * int64_t(sizeof(Entry)), 16);
+}
+
+Result<Buffer> Program::upload(int device) const {
+  std::vector<std::byte> image(size_t(arguments_at()) + arguments_.size());
+  auto* level = reinterpret_cast<Level*>(image.data());
+  auto* const entries = reinterpret_cast<Entry*>(image.data() + entries_at());
+  int32_t n = 0;
+  for (const auto& stages : stages_) {
+    const int32_t first = n;
+    for (const Stage& s : stages)
+      entries[n++] = {s.kind, int32_t(s.blocks()), int32_t(s.x), int32_t(s.y), s.arguments};
+    *level++ = {first, n, int32_t(blocks_of(stages))};
+  }
+  std::copy(arguments_.begin(), arguments_.end(), image.begin() + arguments_at());
+  LITE_ASSIGN(Buffer memory, allocate(device, int64_t(image.size())));
+  LITE_TRY(copy(device, memory.get(), image.data(), int64_t(image.size())));
+  return Result<Buffer>(std::move(memory));
+}
+
+void Program::launch(Stream& stream, const std::byte* memory) const {
+  std::vector<int64_t> blocks;
+  for (const auto& stages : stages_) blocks.push_back(blocks_of(stages));
+  launch_levels(tokens_ == 1 ? run_levels<1> : run_levels<8>, blocks, kStageThreads, shared_, stream,
+                reinterpret_cast<const Level*>(memory), reinterpret_cast<const Entry*>(memory + entries_at()),
+                memory + arguments_at());
+}
+
+int64_t Program::blocks_of(const std::vector<Stage>& stages) {
+  int64_t blocks = 0;
+  for (const Stage& s : stages) blocks += s.blocks();
+  return blocks;
+}
+
+}  // namespace lite::cuda
