@@ -55,14 +55,14 @@ Status check_node(const Graph& g, const Node& n) {
   }
 }
 
-int64_t node_workspace(const Graph& g, const Node& n) {
+int64_t node_workspace(const Graph& g, const Node& n, bool exact) {
   switch (n.op) {
-    case Op::Linear: return cuda::linear_workspace(g, n);
+    case Op::Linear: return cuda::linear_workspace(g, n, exact);
     case Op::AttentionLatent:
     case Op::AttentionExpanded:
     case Op::AttentionGrouped:
     case Op::AttentionMasked: return cuda::attention_workspace(g, n);
-    case Op::MoeFfn: return cuda::moe_workspace(g, n);
+    case Op::MoeFfn: return cuda::moe_workspace(g, n, exact);
     default: return 0;
   }
 }
@@ -70,8 +70,8 @@ int64_t node_workspace(const Graph& g, const Node& n) {
 // A segment is recorded once for each phase and each power of two of its rows, and from then on replayed.
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, std::string name, cuda::Stream stream)
-      : device_(device), name_(std::move(name)), stream_(std::move(stream)) {}
+  CudaBackend(int device, bool exact, std::string name, cuda::Stream stream)
+      : device_(device), exact_(exact), name_(std::move(name)), stream_(std::move(stream)) {}
 
   std::string name() const override { return str("cuda:", device_, " (", name_, ")"); }
   Result<Buffer> allocate(int64_t bytes) override { return cuda::allocate(device_, bytes); }
@@ -82,7 +82,9 @@ class CudaBackend final : public Backend {
   }
 
   Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
-  int64_t workspace_bytes(const Graph& g, const Node& n) const override { return node_workspace(g, n); }
+  int64_t workspace_bytes(const Graph& g, const Node& n) const override {
+    return node_workspace(g, n, exact_);
+  }
 
   Status run(const Graph& g, const Segment& segment, const std::atomic<bool>& cancel) override {
     if (cancel.load(std::memory_order_relaxed)) return Status(Code::Cancelled, "evaluation cancelled");
@@ -106,7 +108,7 @@ class CudaBackend final : public Backend {
       const auto table = tables_.find(&g.nodes[i]);
       launch_node(
           g, g.nodes[i],
-          {stream_, phase, rows,
+          {stream_, phase, rows, exact_,
            table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get())});
     }
     return stream_.end_recording();
@@ -124,6 +126,7 @@ class CudaBackend final : public Backend {
   }
 
   int device_;
+  bool exact_;
   std::string name_;
   cuda::Stream stream_;
   std::map<const Node*, Buffer> tables_;
@@ -132,30 +135,36 @@ class CudaBackend final : public Backend {
 
 class CudaPlanner final : public Backend {
  public:
+  explicit CudaPlanner(bool exact) : exact_(exact) {}
+
   std::string name() const override { return "cuda, for planning"; }
   Result<Buffer> allocate(int64_t) override { return runs_nothing(); }
   Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
-  int64_t workspace_bytes(const Graph& g, const Node& n) const override { return node_workspace(g, n); }
+  int64_t workspace_bytes(const Graph& g, const Node& n) const override {
+    return node_workspace(g, n, exact_);
+  }
   Status run(const Graph&, const Segment&, const std::atomic<bool>&) override { return runs_nothing(); }
   Status wait() override { return {}; }
 
  private:
   static Status runs_nothing() { return internal_error("a GPU that is only planned with was given work"); }
+
+  bool exact_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cuda_planner() {
-  return std::make_unique<CudaPlanner>();
+std::unique_ptr<Backend> make_cuda_planner(bool exact) {
+  return std::make_unique<CudaPlanner>(exact);
 }
 
-Result<std::unique_ptr<Backend>> make_cuda_backend(int device) {
+Result<std::unique_ptr<Backend>> make_cuda_backend(int device, bool exact) {
   LITE_ASSIGN(const cuda::DeviceInfo info, cuda::device_info(device));
   if (info.major < 8)
     return unsupported("GPU ", device, " (", info.name, "): it has compute capability ", info.major, ".",
                        info.minor, ", expected 8.0 or newer");
   LITE_ASSIGN(cuda::Stream stream, cuda::Stream::create(device));
-  return std::unique_ptr<Backend>(new CudaBackend(device, info.name, std::move(stream)));
+  return std::unique_ptr<Backend>(new CudaBackend(device, exact, info.name, std::move(stream)));
 }
 
 }  // namespace lite

@@ -17,6 +17,7 @@ struct Step {
   Stream& stream;
   Phase phase;
   int64_t rows;
+  bool exact;  // f32 activations in every product
   const MoeTable* moe = nullptr;  // of a node that is moe_ffn, in the device's memory
 };
 
@@ -41,9 +42,9 @@ void select_rows(const Graph& g, const Node& n, const Step& step);
 void copy(const Graph& g, const Node& n, const Step& step);
 
 // Scratch of a node; other ops take none.
-int64_t linear_workspace(const Graph& g, const Node& n);
+int64_t linear_workspace(const Graph& g, const Node& n, bool exact);
 int64_t attention_workspace(const Graph& g, const Node& n);
-int64_t moe_workspace(const Graph& g, const Node& n);
+int64_t moe_workspace(const Graph& g, const Node& n, bool exact);
 
 // Ok, or Unsupported: a size that the op's kernels are not made for.
 Status check_attention(const Graph& g, const Node& n);

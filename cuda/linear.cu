@@ -1,5 +1,5 @@
 // Products with weight matrices: a row of the weights passes by once for up to kTogether rows of activations.
-#include "cuda/matrix.h"
+#include "cuda/product.h"
 
 namespace lite::cuda {
 namespace {
@@ -77,12 +77,14 @@ Grid product_grid(int64_t rows, int64_t out, int64_t heads) {
 
 }  // namespace
 
-// Workspace: the rounded activations.
-int64_t linear_workspace(const Graph& g, const Node& n) {
-  return rounds(g, n) ? g.tensor(n.in[0]).elements() * int64_t(sizeof(float)) : 0;
+// Workspace: the rounded activations, of the one way or the other.
+int64_t linear_workspace(const Graph& g, const Node& n, bool exact) {
+  const int64_t rounded = rounds(g, n) ? g.tensor(n.in[0]).elements() * int64_t(sizeof(float)) : 0;
+  return std::max(rounded, tiled_linear_workspace(g, n, exact));
 }
 
 void linear(const Graph& g, const Node& n, const Step& step) {
+  if (takes_tiles(g, n, step)) return tiled_linear(g, n, step);
   const Tensor &w = g.tensor(n.in[1]), &y = g.tensor(n.out[0]);
   const Live live = live_rows(g, n, n.in[0], step);
   auto x = values_of<float>(g.tensor(n.in[0]));

@@ -17,6 +17,7 @@
 #define __device__
 #define __host__
 #define __restrict__
+#define __launch_bounds__(...)
 
 namespace lite::cuda {
 
@@ -103,6 +104,21 @@ inline Words4 load16(const void* at) {
 
 inline uint32_t bf16x2_of(float first, float second) {
   return uint32_t(bf16_of(second)) << 16 | bf16_of(first);
+}
+inline uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
+  const auto half = [&](int shift) {
+    return f32_of_bf16(uint16_t(a >> shift)) * f32_of_bf16(uint16_t(b >> shift));
+  };
+  return bf16x2_of(half(0), half(16));
+}
+inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
+  uint32_t to = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = selector >> 4 * i & 0xF;
+    if (digit > 4) host::fail("bytes are selected by the digits 0 to 4");
+    if (digit < 4) to |= (value >> 8 * digit & 0xFF) << 8 * i;
+  }
+  return to;
 }
 
 inline void copy16_async(void* shared, const void* global) {

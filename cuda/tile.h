@@ -1,0 +1,284 @@
+// Products of many rows of activations with weights by the matrix unit: what prompts take (product.cu, moe_prompt.cu).
+//
+// A block of 8 warps makes one tile of y = x W^T. It walks along K in chunks of 64, which asynchronous copies bring to shared
+// memory some chunks ahead: activations rounded to bf16 beforehand, weights as they are stored. These become bf16 in registers,
+// exactly, as bf16 holds every value of e4m3. The unit sums 128 columns of codes at a time; times the scales of row and column
+// these go to the f32 sums. All of this depends on K alone, so tiles of every shape give a row the same bits.
+#pragma once
+
+#include "cuda/matrix.h"
+#include "ggml-lite/carver.h"
+
+namespace lite::cuda {
+
+constexpr int kTileThreads = 256, kTileWarps = kTileThreads / kWarp;
+constexpr int kChunk = 64;          // columns of a chunk
+constexpr int kWarpRows = 64;       // rows of activations of one warp
+constexpr int kRowFragments = 4;    // of 16
+constexpr int64_t kFoldCols = 128;  // columns between additions to the sums: no scale changes within
+
+// Rows of activations as tiles take them.
+struct RoundedRows {
+  uint16_t* data;  // bf16 [rows, stride], zeros from a row's end to the next whole chunk
+  float* factor;   // [rows, groups] of kRoundGroup values each, or null: all are 1
+  int64_t stride, groups;
+};
+
+// Where a workspace has them: to be rounded to e4m3 before they meet F8 weights (Rounding), or only to bf16.
+inline RoundedRows carve_rounded(Carver* carve, int64_t rows, int64_t n, bool to_f8) {
+  RoundedRows r = {};
+  r.stride = round_up(n, kChunk);
+  r.groups = ceil_div(n, kRoundGroup);
+  r.data = carve->take<uint16_t>(rows * r.stride);
+  r.factor = to_f8 ? carve->take<float>(rows * r.groups) : nullptr;
+  return r;
+}
+
+// By a whole warp: 128 values beginning at `first` of a row of n, or what is left of it, and the zeros behind it. With
+// factors the values are codes of e4m3.
+__device__ inline void round_row(Rounding rounding, const float* from, int64_t n, int64_t first,
+                                 const RoundedRows& to, int64_t row) {
+  const float scale = to.factor ? group_scale(rounding, from, first, min(n, first + kRoundGroup)) : 1.0f;
+  const int64_t end = min((n + kChunk - 1) / kChunk * kChunk, first + kRoundGroup);
+  for (int64_t i = first + lane(); i < end; i += kWarp) {
+    const float value = i < n ? from[i] : 0.0f;
+    to.data[row * to.stride + i] = bf16_of(to.factor ? f32_of_e4m3(e4m3_of(value / scale)) : value);
+  }
+  if (to.factor && lane() == 0) to.factor[row * to.groups + first / kRoundGroup] = scale;
+}
+
+// What tiles can be made of. Of other weights bf16 does not hold every value, or their pieces of 16 bytes lie elsewhere, or
+// their scales change where the sums are not looked at: those products stay f32 (linear.cu, moe.cu).
+inline bool held_by_bf16(DType dtype) {
+  return dtype == DType::F8_E4M3 || dtype == DType::BF16;
+}
+inline bool fits_tiles(const Matrix& m) {
+  return held_by_bf16(m.dtype) && m.wide && m.cols * size_of(m.dtype) % 16 == 0 &&
+         (!m.scale || (m.block_cols % kFoldCols == 0 && m.col0 % kFoldCols == 0));
+}
+
+// Four codes of e4m3 as bf16, in order. The bits of a code are those of a bf16 2^120 times too small; NaNs become 480.
+__device__ inline void bf16_of_e4m3x4(uint32_t codes, uint32_t (&to)[2]) {
+  constexpr uint32_t kFactor = 0x7B807B80;  // 2^120, twice
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t high =
+        select_bytes(codes, i == 0 ? 0x1404 : 0x3424);  // each code the upper byte of a half
+    to[i] = multiply_bf16x2((high & 0x80008000) | (high >> 4 & 0x07F007F0), kFactor);
+  }
+}
+
+// Rows of 128 bytes in shared memory: pieces of 16 bytes change places, so that lanes which read the same of several rows
+// meet no bank twice.
+__device__ inline int piece_at(int row, int piece) {
+  return row * 128 + (piece ^ ((row & 1) * 5 ^ (row & 2))) * 16;
+}
+
+// A row of weights of a tile.
+struct WeightRow {
+  const Matrix* matrix;
+  int64_t row;
+};
+
+// One factor for each kFoldCols columns: a row's of weights or of activations.
+struct Factors {
+  const uint8_t* data;  // null: all are 1
+  DType dtype;
+  uint32_t first, per;
+
+  __device__ float at(int64_t i) const {
+    return data ? decode(dtype, data, (first + uint32_t(i)) / per) : 1.0f;
+  }
+};
+
+// Tiles of weights of type kType; kDown of the block's warps lie below each other, and each has kColFragments times 8 columns.
+template <DType kType, int kDown, int kColFragments>
+struct Tile {
+  static constexpr int kAcross = kTileWarps / kDown, kFragments = kColFragments, kWarpCols = 8 * kFragments;
+  static constexpr int kRows = kDown * kWarpRows, kCols = kAcross * kWarpCols;
+  static constexpr bool kF8 = kType == DType::F8_E4M3;
+  static constexpr int kRowBytes = kF8 ? kChunk : 2 * kChunk;  // of weights in a chunk
+  static constexpr int kXBytes = kRows * 2 * kChunk, kStage = kXBytes + kCols * kRowBytes;
+  static constexpr int kFactors = kRows + kCols;  // of columns, then of rows
+  static constexpr int kFactorBytes = 2 * kFactors * int(sizeof(float));
+  static constexpr int kStages = std::min(4, (int(kSharedMost) - kFactorBytes) / kStage);
+  static constexpr int64_t kShared = kFactorBytes + kStages * kStage;
+  static_assert(kStages >= 2);
+
+  // [row fragment][column fragment]: places as multiply() has them.
+  using Sums = float[kRowFragments][kFragments][4];
+
+  // The warp's first row and column in the tile; the lane's in a fragment.
+  static __device__ int row0() { return warp() / kAcross * kWarpRows; }
+  static __device__ int col0() { return warp() % kAcross * kWarpCols; }
+  static __device__ int row(int fragment, int i) { return row0() + fragment * 16 + lane() / 4 + i / 2 * 8; }
+  static __device__ int col(int fragment, int i) { return col0() + fragment * 8 + lane() % 4 * 2 + i % 2; }
+
+  // Sums over k columns for the first `rows` rows and, by warps, the first `cols` columns. x_row(r) is the row of x that is
+  // the tile's row r, weight_row(c) the WeightRow of its column c; both are also asked beyond those and answer with any.
+  template <class XRow, class Weights>
+  static __device__ void multiply_all(int64_t k, const RoundedRows& x, const XRow& x_row, int rows,
+                                      const Weights& weight_row, int cols, Sums& sum);
+
+ private:
+  static __device__ void multiply_chunk(const uint8_t* stage, int fragments, Sums& part);
+};
+
+// By permission of the sum's freedom of order, step s of a chunk takes columns 16 c + 4 s + {0, 1, 2, 3} where c = lane % 4: so what a
+// lane needs of a row in all four steps are 16 columns in sequence.
+template <DType kType, int kDown, int kColFragments>
+__device__ void Tile<kType, kDown, kColFragments>::multiply_chunk(const uint8_t* stage, int fragments,
+                                                                  Sums& part) {
+  const int g = lane() / 4, c = lane() % 4;
+  const uint8_t* weights = stage + kXBytes;
+  Words4 codes[kFragments];
+  if constexpr (kF8) {
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+      codes[f] = load16(weights + (col0() + 8 * f + g) * kRowBytes + 16 * c);
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32_t b[kFragments][2][2];  // [][step]
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) {
+      if constexpr (kF8) {
+#pragma unroll
+        for (int step = 0; step < 2; ++step) bf16_of_e4m3x4(codes[f].word[2 * half + step], b[f][step]);
+      } else {
+        const Words4 eight = load16(weights + piece_at(col0() + 8 * f + g, 2 * c + half));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[f][i / 2][i % 2] = eight.word[i];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRowFragments; ++r) {
+      if (r >= fragments) continue;
+      const Words4 upper = load16(stage + piece_at(row0() + 16 * r + g, 2 * c + half)),
+                   lower = load16(stage + piece_at(row0() + 16 * r + g + 8, 2 * c + half));
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const uint32_t a[4] = {upper.word[2 * step], lower.word[2 * step], upper.word[2 * step + 1],
+                               lower.word[2 * step + 1]};
+#pragma unroll
+        for (int f = 0; f < kFragments; ++f) multiply(part[r][f], a, b[f][step]);
+      }
+    }
+  }
+}
+
+template <DType kType, int kDown, int kColFragments>
+template <class XRow, class Weights>
+__device__ void Tile<kType, kDown, kColFragments>::multiply_all(int64_t k, const RoundedRows& x,
+                                                                const XRow& x_row, int rows,
+                                                                const Weights& weight_row, int cols,
+                                                                Sums& sum) {
+  constexpr int kXPieces = 8, kWPieces = kRowBytes / 16;  // of 16 bytes in a row of a chunk
+  constexpr int kXCopies = kRows * kXPieces / kTileThreads, kWCopies = kCols * kWPieces / kTileThreads;
+  constexpr int kOwn = (kFactors + kTileThreads - 1) / kTileThreads;
+  float* const factors = shared_memory<float>();  // [2][kFactors], by turns
+  uint8_t* const stages = shared_memory<uint8_t>() + kFactorBytes;
+  const int64_t chunks = (k + kChunk - 1) / kChunk, folds = (k + kFoldCols - 1) / kFoldCols;
+
+  // What this thread copies of every chunk, and where to in its stage.
+  const int x_piece = thread() % kXPieces, w_piece = thread() % kWPieces;
+  const uint16_t* x_from[kXCopies];
+  const uint8_t* w_from[kWCopies];
+#pragma unroll
+  for (int i = 0; i < kXCopies; ++i)
+    x_from[i] = x.data + x_row(thread() / kXPieces + i * (kTileThreads / kXPieces)) * x.stride + x_piece * 8;
+#pragma unroll
+  for (int i = 0; i < kWCopies; ++i) {
+    const WeightRow w = weight_row(thread() / kWPieces + i * (kTileThreads / kWPieces));
+    w_from[i] = w.matrix->data + w.row * w.matrix->stride + w_piece * 16;
+  }
+  const auto bring = [&](int64_t chunk) {
+    uint8_t* const stage = stages + chunk % kStages * kStage;
+#pragma unroll
+    for (int i = 0; i < kXCopies; ++i)
+      copy16_async(stage + piece_at(thread() / kXPieces + i * (kTileThreads / kXPieces), x_piece),
+                   x_from[i] + chunk * kChunk);
+    const bool there = chunk * kRowBytes + w_piece * 16 < k * (kF8 ? 1 : 2);
+#pragma unroll
+    for (int i = 0; i < kWCopies; ++i) {
+      const int row = thread() / kWPieces + i * (kTileThreads / kWPieces);
+      uint8_t* const to = stage + kXBytes + (kF8 ? row * kRowBytes + w_piece * 16 : piece_at(row, w_piece));
+      if (there)
+        copy16_async(to, w_from[i] + chunk * kRowBytes);
+      else
+        *reinterpret_cast<Words4*>(to) = {};
+    }
+  };
+
+  // The factors that this thread brings, one addition ahead of the copies that are used.
+  Factors own[kOwn];
+  float next[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int place = thread() + i * kTileThreads;
+    own[i] = {nullptr, DType::F32, 0, 1};
+    if (place < kCols) {
+      const WeightRow w = weight_row(place);
+      const Matrix& m = *w.matrix;
+      if (m.scale)
+        own[i] = {m.scale + (m.row0 + w.row) / m.block_rows * m.scale_stride, m.scale_dtype,
+                  uint32_t(m.col0 / kFoldCols), uint32_t(m.block_cols / kFoldCols)};
+    } else if (place < kFactors && x.factor) {
+      own[i].data = reinterpret_cast<const uint8_t*>(x.factor + x_row(place - kCols) * x.groups);
+    }
+  }
+  const auto put_factors = [&](int64_t fold) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i)
+      if (thread() + i * kTileThreads < kFactors)
+        factors[fold % 2 * kFactors + thread() + i * kTileThreads] = next[i];
+  };
+  const auto read_factors = [&](int64_t fold) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) next[i] = fold < folds ? own[i].at(fold) : 0.0f;
+  };
+
+  Sums part;
+#pragma unroll
+  for (int r = 0; r < kRowFragments; ++r)
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[r][f][i] = part[r][f][i] = 0;
+  const int fragments = col0() < cols ? min(kRowFragments, (rows - row0() + 15) / 16) : 0;
+
+  read_factors(0);
+  put_factors(0);
+  read_factors(1);
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (i < chunks) bring(i);
+    commit_copies();
+  }
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t fold = chunk / 2;
+    wait_copies<kStages - 2>();
+    sync_block();
+    if (chunk + kStages - 1 < chunks) bring(chunk + kStages - 1);
+    commit_copies();
+    if (chunk % 2 == 0) {
+      put_factors(fold + 1);
+      read_factors(fold + 2);
+    }
+    multiply_chunk(stages + chunk % kStages * kStage, fragments, part);
+    if (chunk % 2 == 0 && chunk + 1 < chunks) continue;
+    const float* const of_cols = factors + fold % 2 * kFactors;
+    const float* const of_rows = of_cols + kCols;
+#pragma unroll
+    for (int r = 0; r < kRowFragments; ++r)
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sum[r][f][i] += of_rows[row(r, i)] * of_cols[col(f, i)] * part[r][f][i];
+          part[r][f][i] = 0;
+        }
+  }
+}
+
+}  // namespace lite::cuda
