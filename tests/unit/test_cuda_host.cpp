@@ -1,5 +1,5 @@
 // The twin of cuda/device.h that runs kernels on the host (tests/cuda_host), and weights in the memory of devices.
-#include "cuda/device.h"
+#include "cuda/tile.h"
 #include "ggml-lite/device_weights.h"
 #include "tests/unit/support.h"
 
@@ -58,6 +58,14 @@ __global__ void copies(const int* from, int* to) {
   out[2] = place[7];
 }
 
+// All codes of e4m3 as bf16; each thread has four.
+__global__ void codes(uint32_t* to) {
+  const uint32_t first = uint32_t(4 * cuda::thread());
+  uint32_t pairs[2];
+  cuda::bf16_of_e4m3x4(first | (first + 1) << 8 | (first + 2) << 16 | (first + 3) << 24, pairs);
+  for (int i = 0; i < 2; ++i) to[2 * cuda::thread() + i] = pairs[i];
+}
+
 __global__ void add_one(int* value) {
   *value += cuda::thread() == 0;
 }
@@ -106,6 +114,19 @@ TEST_CASE("kernels on the host: a product of the matrix unit") {
       for (int k = 0; k < 16; ++k) sum += double(a[row * 16 + k]) * b[k * 8 + column];
       REQUIRE(std::fabs(c[row * 8 + column] - sum) < 1e-5);
     }
+}
+
+TEST_CASE("kernels on the host: bf16 of every code of e4m3") {
+  cuda::Stream stream = make_stream();
+  std::vector<uint32_t> pairs(128);
+  cuda::launch(codes, {}, 64, 0, stream, pairs.data());
+  CHECK(stream.wait().ok());
+  for (int code = 0; code < 256; ++code) {
+    CAPTURE(code);
+    const uint16_t got = uint16_t(pairs[code / 2] >> code % 2 * 16);
+    const float nan = code & 0x80 ? -480.0f : 480.0f;
+    CHECK(got == bf16_from_f32((code & 0x7F) == 0x7F ? nan : f32_from_f8(uint8_t(code))));
+  }
 }
 
 TEST_CASE("kernels on the host: copies arrive when they are waited for, not before") {
