@@ -20,6 +20,9 @@ struct Grid {
   int64_t x = 1, y = 1, z = 1;
 };
 
+struct Words2 {
+  uint32_t word[2];
+};
 struct Words4 {
   uint32_t word[4];
 };
@@ -133,7 +136,11 @@ __device__ inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
 
 // ---- memory
 
-// 16 bytes at an address that is a multiple of 16.
+// 8 or 16 bytes at an address that is a multiple of as many.
+__device__ inline Words2 load8(const void* at) {
+  const uint2 v = *static_cast<const uint2*>(at);
+  return {{v.x, v.y}};
+}
 __device__ inline Words4 load16(const void* at) {
   const uint4 v = *static_cast<const uint4*>(at);
   return {{v.x, v.y, v.z, v.w}};

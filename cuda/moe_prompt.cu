@@ -143,7 +143,7 @@ __device__ float silu(float z) {
 
 // hidden = silu(gate x) * up x. A warp's columns are first of gate, then the same of up.
 template <class T>
-__global__ __launch_bounds__(kTileThreads) void hidden_kernel(MoeLayer l, RoundedRows x) {
+__global__ __launch_bounds__(kTileThreads, 1) void hidden_kernel(MoeLayer l, RoundedRows x) {
   constexpr int kHalf = T::kWarpCols / 2, kFragments = T::kFragments / 2;
   const int64_t col0 = int64_t(block_x()) * (T::kCols / 2);
   if (block_y() >= *l.w.n_tasks) return;
@@ -156,8 +156,8 @@ __global__ __launch_bounds__(kTileThreads) void hidden_kernel(MoeLayer l, Rounde
   T::multiply_all(
       f.up.cols, x, [&](int r) { return l.token_of(pair(r)); }, task.n,
       [&](int c) {
-        const int col = c / T::kWarpCols * kHalf + c % kHalf;
-        return WeightRow{c % T::kWarpCols < kHalf ? &f.gate : &f.up, col0 + min(col, cols - 1)};
+        return WeightRow{c % T::kWarpCols < kHalf ? &f.gate : &f.up,
+                         col0 + c / T::kWarpCols * kHalf + c % kHalf};
       },
       2 * cols, sum);
 #pragma unroll
@@ -177,7 +177,7 @@ __global__ __launch_bounds__(kTileThreads) void hidden_kernel(MoeLayer l, Rounde
 
 // result = down hidden.
 template <class T>
-__global__ __launch_bounds__(kTileThreads) void down_kernel(MoeLayer l, RoundedRows hidden) {
+__global__ __launch_bounds__(kTileThreads, 1) void down_kernel(MoeLayer l, RoundedRows hidden) {
   const int64_t col0 = int64_t(block_x()) * T::kCols, d = l.x.n;
   if (block_y() >= *l.w.n_tasks) return;
   const MoeTask task = l.w.tasks[block_y()];
@@ -188,7 +188,7 @@ __global__ __launch_bounds__(kTileThreads) void down_kernel(MoeLayer l, RoundedR
   T::multiply_all(
       down.cols, hidden, pair, task.n,
       [&](int c) {
-        return WeightRow{&down, col0 + min(c, cols - 1)};
+        return WeightRow{&down, col0 + c};
       },
       cols, sum);
 #pragma unroll

@@ -12,8 +12,8 @@ __global__ void round_kernel(Rounding rounding, Values<float> x, RoundedRows to,
 }
 
 template <class T>
-__global__ __launch_bounds__(kTileThreads) void product_kernel(Matrix w, RoundedRows x, Vector bias,
-                                                               Values<float> y, Live live) {
+__global__ __launch_bounds__(kTileThreads, 1) void product_kernel(Matrix w, RoundedRows x, Vector bias,
+                                                                  Values<float> y, Live live) {
   const int64_t row0 = int64_t(block_x()) * T::kRows, col0 = int64_t(block_y()) * T::kCols;
   const int rows = int(min(int64_t(T::kRows), live.rows() - row0)),
             cols = int(min(int64_t(T::kCols), w.rows - col0));
@@ -22,7 +22,7 @@ __global__ __launch_bounds__(kTileThreads) void product_kernel(Matrix w, Rounded
   T::multiply_all(
       w.cols, x, [&](int r) { return row0 + min(r, rows - 1); }, rows,
       [&](int c) {
-        return WeightRow{&w, col0 + min(c, cols - 1)};
+        return WeightRow{&w, col0 + c};
       },
       cols, sum);
 #pragma unroll
@@ -51,7 +51,7 @@ void launch_products(const Matrix& w, const RoundedRows& x, const Vector& bias, 
   if (live.most <= kWarpRows)
     launch_product<Tile<kType, 1, 1>>(w, x, bias, y, live, step);
   else
-    launch_product<Tile<kType, 2, 4>>(w, x, bias, y, live, step);
+    launch_product<Tile<kType, 2, kType == DType::F8_E4M3 ? 6 : 4>>(w, x, bias, y, live, step);
 }
 
 RoundedRows rounded_of(const Graph& g, const Node& n, Carver* carve) {

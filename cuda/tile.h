@@ -68,10 +68,11 @@ __device__ inline void bf16_of_e4m3x4(uint32_t codes, uint32_t (&to)[2]) {
   }
 }
 
-// Rows of 128 bytes in shared memory: pieces of 16 bytes change places, so that lanes which read the same of several rows
+// Where a row's piece of 16 bytes of a chunk lies in shared memory, so that lanes which read the same pieces of several rows
 // meet no bank twice.
-__device__ inline int piece_at(int row, int piece) {
-  return row * 128 + (piece ^ ((row & 1) * 5 ^ (row & 2))) * 16;
+template <int kRowBytes>
+__device__ int piece_at(int row, int piece) {
+  return row * kRowBytes + (piece ^ (kRowBytes == 128 ? row % 2 * 4 : row / 2 % 2 * 2)) * 16;
 }
 
 // A row of weights of a tile.
@@ -86,10 +87,13 @@ struct Factors {
   DType dtype;
   uint32_t first, per;
 
-  __device__ float at(int64_t i) const {
-    return data ? decode(dtype, data, (first + uint32_t(i)) / per) : 1.0f;
-  }
+  __device__ float at(int i) const { return data ? decode(dtype, data, (first + uint32_t(i)) / per) : 1.0f; }
 };
+
+// A scale to divide by: 0 and what is next to it count as 2^-80.
+__device__ inline float divisor(float scale) {
+  return fabsf(scale) < 0x1p-80f ? 0x1p-80f : scale;
+}
 
 // Tiles of weights of type kType; kDown of the block's warps lie below each other, and each has kColFragments times 8 columns.
 template <DType kType, int kDown, int kColFragments>
@@ -115,38 +119,35 @@ struct Tile {
   static __device__ int col(int fragment, int i) { return col0() + fragment * 8 + lane() % 4 * 2 + i % 2; }
 
   // Sums over k columns for the first `rows` rows and, by warps, the first `cols` columns. x_row(r) is the row of x that is
-  // the tile's row r, weight_row(c) the WeightRow of its column c; both are also asked beyond those and answer with any.
+  // the tile's row r; it is also asked beyond `rows` and answers with any. weight_row(c) is the WeightRow of column c, which
+  // may lie beyond its matrix; of columns c, c + 64, c + 128, ... these are at equal distances in one matrix.
   template <class XRow, class Weights>
   static __device__ void multiply_all(int64_t k, const RoundedRows& x, const XRow& x_row, int rows,
                                       const Weights& weight_row, int cols, Sums& sum);
 
  private:
-  static __device__ void multiply_chunk(const uint8_t* stage, int fragments, Sums& part);
+  static __device__ void multiply_chunk(const uint8_t* stage, int fragments, Sums& sum);
 };
 
-// By permission of the sum's freedom of order, step s of a chunk takes columns 16 c + 4 s + {0, 1, 2, 3} where c = lane % 4: so what a
-// lane needs of a row in all four steps are 16 columns in sequence.
+// The order of columns within a chunk is free if both sides have it. A lane's in step s are 32 (s / 2) + 8 (lane % 4) + 4 (s % 2) + {0, 1,
+// 2, 3}: for two steps it needs 8 in sequence.
 template <DType kType, int kDown, int kColFragments>
 __device__ void Tile<kType, kDown, kColFragments>::multiply_chunk(const uint8_t* stage, int fragments,
-                                                                  Sums& part) {
+                                                                  Sums& sum) {
   const int g = lane() / 4, c = lane() % 4;
-  const uint8_t* weights = stage + kXBytes;
-  Words4 codes[kFragments];
-  if constexpr (kF8) {
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f)
-      codes[f] = load16(weights + (col0() + 8 * f + g) * kRowBytes + 16 * c);
-  }
+  const uint8_t* const weights = stage + kXBytes;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t b[kFragments][2][2];  // [][step]
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
+      const int row = col0() + 8 * f + g;
       if constexpr (kF8) {
+        const Words2 codes = load8(weights + piece_at<kRowBytes>(row, 2 * half + c / 2) + c % 2 * 8);
 #pragma unroll
-        for (int step = 0; step < 2; ++step) bf16_of_e4m3x4(codes[f].word[2 * half + step], b[f][step]);
+        for (int step = 0; step < 2; ++step) bf16_of_e4m3x4(codes.word[step], b[f][step]);
       } else {
-        const Words4 eight = load16(weights + piece_at(col0() + 8 * f + g, 2 * c + half));
+        const Words4 eight = load16(weights + piece_at<kRowBytes>(row, 4 * half + c));
 #pragma unroll
         for (int i = 0; i < 4; ++i) b[f][i / 2][i % 2] = eight.word[i];
       }
@@ -154,14 +155,15 @@ __device__ void Tile<kType, kDown, kColFragments>::multiply_chunk(const uint8_t*
 #pragma unroll
     for (int r = 0; r < kRowFragments; ++r) {
       if (r >= fragments) continue;
-      const Words4 upper = load16(stage + piece_at(row0() + 16 * r + g, 2 * c + half)),
-                   lower = load16(stage + piece_at(row0() + 16 * r + g + 8, 2 * c + half));
+      const int row = row0() + 16 * r + g, piece = 4 * half + c;
+      const Words4 upper = load16(stage + piece_at<128>(row, piece)),
+                   lower = load16(stage + piece_at<128>(row + 8, piece));
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
         const uint32_t a[4] = {upper.word[2 * step], lower.word[2 * step], upper.word[2 * step + 1],
                                lower.word[2 * step + 1]};
 #pragma unroll
-        for (int f = 0; f < kFragments; ++f) multiply(part[r][f], a, b[f][step]);
+        for (int f = 0; f < kFragments; ++f) multiply(sum[r][f], a, b[f][step]);
       }
     }
   }
@@ -178,95 +180,73 @@ __device__ void Tile<kType, kDown, kColFragments>::multiply_all(int64_t k, const
   constexpr int kOwn = (kFactors + kTileThreads - 1) / kTileThreads;
   float* const factors = shared_memory<float>();  // [2][kFactors], by turns
   uint8_t* const stages = shared_memory<uint8_t>() + kFactorBytes;
-  const int64_t chunks = (k + kChunk - 1) / kChunk, folds = (k + kFoldCols - 1) / kFoldCols;
+  const int chunks = int((k + kChunk - 1) / kChunk), folds = int((k + kFoldCols - 1) / kFoldCols);
 
-  // What this thread copies of every chunk, and where to in its stage.
-  const int x_piece = thread() % kXPieces, w_piece = thread() % kWPieces;
-  const uint16_t* x_from[kXCopies];
-  const uint8_t* w_from[kWCopies];
+  // What this thread copies of every chunk: pieces of rows at equal distances.
+  constexpr int kXGap = kTileThreads / kXPieces, kWGap = kTileThreads / kWPieces;
+  const int x_piece = thread() % kXPieces, x_first = thread() / kXPieces;
+  const int w_piece = thread() % kWPieces, w_first = thread() / kWPieces;
+  int x_from[kXCopies];
 #pragma unroll
-  for (int i = 0; i < kXCopies; ++i)
-    x_from[i] = x.data + x_row(thread() / kXPieces + i * (kTileThreads / kXPieces)) * x.stride + x_piece * 8;
-#pragma unroll
-  for (int i = 0; i < kWCopies; ++i) {
-    const WeightRow w = weight_row(thread() / kWPieces + i * (kTileThreads / kWPieces));
-    w_from[i] = w.matrix->data + w.row * w.matrix->stride + w_piece * 16;
-  }
-  const auto bring = [&](int64_t chunk) {
-    uint8_t* const stage = stages + chunk % kStages * kStage;
+  for (int i = 0; i < kXCopies; ++i) x_from[i] = int(x_row(x_first + i * kXGap));
+  const int x_stride = int(x.stride);
+  const WeightRow w = weight_row(w_first);
+  const int64_t w_gap = weight_row(w_first + kWGap).row - w.row, w_step = w_gap * w.matrix->stride;
+  const int w_rows = int(max(int64_t(0), (w.matrix->rows - w.row + w_gap - 1) / w_gap));  // inside the matrix
+  const uint8_t* const w_from = w.matrix->data + w.row * w.matrix->stride + w_piece * 16;
+  const auto bring = [&](int chunk, int place) {
+    uint8_t* const stage = stages + place * kStage;
+    const uint16_t* const x_now = x.data + chunk * kChunk + x_piece * 8;
 #pragma unroll
     for (int i = 0; i < kXCopies; ++i)
-      copy16_async(stage + piece_at(thread() / kXPieces + i * (kTileThreads / kXPieces), x_piece),
-                   x_from[i] + chunk * kChunk);
-    const bool there = chunk * kRowBytes + w_piece * 16 < k * (kF8 ? 1 : 2);
+      copy16_async(stage + piece_at<128>(x_first + i * kXGap, x_piece),
+                   x_now + int64_t(x_from[i]) * x_stride);
+    const int64_t at = int64_t(chunk) * kRowBytes;
+    const int there = at + w_piece * 16 < k * (kF8 ? 1 : 2) ? w_rows : 0;
 #pragma unroll
     for (int i = 0; i < kWCopies; ++i) {
-      const int row = thread() / kWPieces + i * (kTileThreads / kWPieces);
-      uint8_t* const to = stage + kXBytes + (kF8 ? row * kRowBytes + w_piece * 16 : piece_at(row, w_piece));
-      if (there)
-        copy16_async(to, w_from[i] + chunk * kRowBytes);
+      const int row = w_first + i * kWGap;
+      uint8_t* const to = stage + kXBytes + piece_at<kRowBytes>(row, w_piece);
+      if (i < there)
+        copy16_async(to, w_from + i * w_step + at);
       else
         *reinterpret_cast<Words4*>(to) = {};
     }
   };
 
-  // The factors that this thread brings, one addition ahead of the copies that are used.
+  // The scales of rows and columns, of which this thread looks after one or two, change every 128 columns. The sums are kept in
+  // the unit of the last columns: before others come, they are multiplied by (old scale / new scale), and at the end, where the
+  // unit becomes 1, by the scale.
   Factors own[kOwn];
-  float next[kOwn];
+  float unit[kOwn], next[kOwn];
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int place = thread() + i * kTileThreads;
     own[i] = {nullptr, DType::F32, 0, 1};
     if (place < kCols) {
-      const WeightRow w = weight_row(place);
-      const Matrix& m = *w.matrix;
-      if (m.scale)
-        own[i] = {m.scale + (m.row0 + w.row) / m.block_rows * m.scale_stride, m.scale_dtype,
+      const auto [matrix, row] = weight_row(place);
+      const Matrix& m = *matrix;
+      if (m.scale && row < m.rows)
+        own[i] = {m.scale + (m.row0 + row) / m.block_rows * m.scale_stride, m.scale_dtype,
                   uint32_t(m.col0 / kFoldCols), uint32_t(m.block_cols / kFoldCols)};
     } else if (place < kFactors && x.factor) {
       own[i].data = reinterpret_cast<const uint8_t*>(x.factor + x_row(place - kCols) * x.groups);
     }
   }
-  const auto put_factors = [&](int64_t fold) {
+  const auto read_scales = [&](int fold) {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i)
+    for (int i = 0; i < kOwn; ++i) next[i] = fold < folds ? own[i].at(fold) : 1.0f;
+  };
+  const auto put_factors = [&](int fold) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const float scale = divisor(next[i]);
       if (thread() + i * kTileThreads < kFactors)
-        factors[fold % 2 * kFactors + thread() + i * kTileThreads] = next[i];
-  };
-  const auto read_factors = [&](int64_t fold) {
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) next[i] = fold < folds ? own[i].at(fold) : 0.0f;
-  };
-
-  Sums part;
-#pragma unroll
-  for (int r = 0; r < kRowFragments; ++r)
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[r][f][i] = part[r][f][i] = 0;
-  const int fragments = col0() < cols ? min(kRowFragments, (rows - row0() + 15) / 16) : 0;
-
-  read_factors(0);
-  put_factors(0);
-  read_factors(1);
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) {
-    if (i < chunks) bring(i);
-    commit_copies();
-  }
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t fold = chunk / 2;
-    wait_copies<kStages - 2>();
-    sync_block();
-    if (chunk + kStages - 1 < chunks) bring(chunk + kStages - 1);
-    commit_copies();
-    if (chunk % 2 == 0) {
-      put_factors(fold + 1);
-      read_factors(fold + 2);
+        factors[fold % 2 * kFactors + thread() + i * kTileThreads] = unit[i] / scale;
+      unit[i] = scale;
     }
-    multiply_chunk(stages + chunk % kStages * kStage, fragments, part);
-    if (chunk % 2 == 0 && chunk + 1 < chunks) continue;
+  };
+  const auto change_unit = [&](int fold) {
     const float* const of_cols = factors + fold % 2 * kFactors;
     const float* const of_rows = of_cols + kCols;
 #pragma unroll
@@ -274,11 +254,49 @@ __device__ void Tile<kType, kDown, kColFragments>::multiply_all(int64_t k, const
 #pragma unroll
       for (int f = 0; f < kFragments; ++f)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sum[r][f][i] += of_rows[row(r, i)] * of_cols[col(f, i)] * part[r][f][i];
-          part[r][f][i] = 0;
-        }
+        for (int i = 0; i < 4; ++i) sum[r][f][i] *= of_cols[col(f, i)];
+    if (!x.factor) return;
+#pragma unroll
+    for (int r = 0; r < kRowFragments; ++r)
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[r][f][i] *= of_rows[row(r, i)];
+  };
+
+#pragma unroll
+  for (int r = 0; r < kRowFragments; ++r)
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[r][f][i] = 0;
+  const int fragments = col0() < cols ? min(kRowFragments, (rows - row0() + 15) / 16) : 0;
+
+  read_scales(0);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) unit[i] = divisor(next[i]);
+  read_scales(1);
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (i < chunks) bring(i, i);
+    commit_copies();
   }
+  for (int chunk = 0, stage = 0; chunk < chunks; ++chunk) {
+    const int fold = chunk / 2, free = stage == 0 ? kStages - 1 : stage - 1;
+    wait_copies<kStages - 2>();
+    sync_block();
+    if (chunk + kStages - 1 < chunks) bring(chunk + kStages - 1, free);
+    commit_copies();
+    if (chunk % 2 == 0) {
+      if (chunk > 0) change_unit(fold);
+      put_factors(fold + 1);
+      read_scales(fold + 2);
+    }
+    multiply_chunk(stages + stage * kStage, fragments, sum);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  sync_block();
+  change_unit(folds);
 }
 
 }  // namespace lite::cuda

@@ -94,6 +94,13 @@ inline float f32_of_bits(uint32_t bits) {
   return value;
 }
 
+inline Words2 load8(const void* at) {
+  if (reinterpret_cast<uintptr_t>(at) % 8 != 0)
+    host::fail("a load of 8 bytes at an address that is no multiple of 8");
+  Words2 words;
+  std::memcpy(&words, at, sizeof words);
+  return words;
+}
 inline Words4 load16(const void* at) {
   if (reinterpret_cast<uintptr_t>(at) % 16 != 0)
     host::fail("a load of 16 bytes at an address that is no multiple of 16");
