@@ -2,8 +2,8 @@
 //
 // A block of 8 warps makes one tile of y = x W^T. It walks along K in chunks of 64, which asynchronous copies bring to shared
 // memory some chunks ahead: activations rounded to bf16 beforehand, weights as they are stored. These become bf16 in registers,
-// exactly, as bf16 holds every value of e4m3. The unit sums 128 columns of codes at a time; times the scales of row and column
-// these go to the f32 sums. All of this depends on K alone, so tiles of every shape give a row the same bits.
+// exactly, as bf16 holds every value of e4m3. Sums are f32, of codes; scales are brought in every 128 columns. All of this goes
+// by K alone, so tiles of every shape give a row the same bits.
 #pragma once
 
 #include "cuda/matrix.h"
@@ -12,10 +12,10 @@
 namespace lite::cuda {
 
 constexpr int kTileThreads = 256, kTileWarps = kTileThreads / kWarp;
-constexpr int kChunk = 64;          // columns of a chunk
-constexpr int kWarpRows = 64;       // rows of activations of one warp
-constexpr int kRowFragments = 4;    // of 16
-constexpr int64_t kFoldCols = 128;  // columns between additions to the sums: no scale changes within
+constexpr int kChunk = 64;           // columns of a chunk
+constexpr int kWarpRows = 64;        // rows of activations of one warp
+constexpr int kRowFragments = 4;     // of 16
+constexpr int64_t kGroupCols = 128;  // columns within which no scale changes
 
 // Rows of activations as tiles take them.
 struct RoundedRows {
@@ -24,7 +24,7 @@ struct RoundedRows {
   int64_t stride, groups;
 };
 
-// Where a workspace has them: to be rounded to e4m3 before they meet F8 weights (Rounding), or only to bf16.
+// Room for them in a workspace; to_f8: rounded to e4m3 (Rounding), else only to bf16.
 inline RoundedRows carve_rounded(Carver* carve, int64_t rows, int64_t n, bool to_f8) {
   RoundedRows r = {};
   r.stride = round_up(n, kChunk);
@@ -34,8 +34,8 @@ inline RoundedRows carve_rounded(Carver* carve, int64_t rows, int64_t n, bool to
   return r;
 }
 
-// By a whole warp: 128 values beginning at `first` of a row of n, or what is left of it, and the zeros behind it. With
-// factors the values are codes of e4m3.
+// By a whole warp: 128 values beginning at `first` of a row of n, or what is left of it and the zeros behind it. With factors
+// the values are those of e4m3 codes.
 __device__ inline void round_row(Rounding rounding, const float* from, int64_t n, int64_t first,
                                  const RoundedRows& to, int64_t row) {
   const float scale = to.factor ? group_scale(rounding, from, first, min(n, first + kRoundGroup)) : 1.0f;
@@ -48,13 +48,13 @@ __device__ inline void round_row(Rounding rounding, const float* from, int64_t n
 }
 
 // What tiles can be made of. Of other weights bf16 does not hold every value, or their pieces of 16 bytes lie elsewhere, or
-// their scales change where the sums are not looked at: those products stay f32 (linear.cu, moe.cu).
+// their scales change elsewhere than every 128 columns: those products stay f32 (linear.cu, moe.cu).
 inline bool held_by_bf16(DType dtype) {
   return dtype == DType::F8_E4M3 || dtype == DType::BF16;
 }
 inline bool fits_tiles(const Matrix& m) {
   return held_by_bf16(m.dtype) && m.wide && m.cols * size_of(m.dtype) % 16 == 0 &&
-         (!m.scale || (m.block_cols % kFoldCols == 0 && m.col0 % kFoldCols == 0));
+         (!m.scale || (m.block_cols % kGroupCols == 0 && m.col0 % kGroupCols == 0));
 }
 
 // Four codes of e4m3 as bf16, in order. The bits of a code are those of a bf16 2^120 times too small; NaNs become 480.
@@ -81,7 +81,7 @@ struct WeightRow {
   int64_t row;
 };
 
-// One factor for each kFoldCols columns: a row's of weights or of activations.
+// What each kGroupCols columns of a row of weights or of activations are to be multiplied by.
 struct Factors {
   const uint8_t* data;  // null: all are 1
   DType dtype;
@@ -103,7 +103,7 @@ struct Tile {
   static constexpr bool kF8 = kType == DType::F8_E4M3;
   static constexpr int kRowBytes = kF8 ? kChunk : 2 * kChunk;  // of weights in a chunk
   static constexpr int kXBytes = kRows * 2 * kChunk, kStage = kXBytes + kCols * kRowBytes;
-  static constexpr int kFactors = kRows + kCols;  // of columns, then of rows
+  static constexpr int kFactors = kCols + kRows;  // for columns, then for rows
   static constexpr int kFactorBytes = 2 * kFactors * int(sizeof(float));
   static constexpr int kStages = std::min(4, (int(kSharedMost) - kFactorBytes) / kStage);
   static constexpr int64_t kShared = kFactorBytes + kStages * kStage;
@@ -120,7 +120,7 @@ struct Tile {
 
   // Sums over k columns for the first `rows` rows and, by warps, the first `cols` columns. x_row(r) is the row of x that is
   // the tile's row r; it is also asked beyond `rows` and answers with any. weight_row(c) is the WeightRow of column c, which
-  // may lie beyond its matrix; of columns c, c + 64, c + 128, ... these are at equal distances in one matrix.
+  // may lie beyond its matrix; of columns c, c + 32, c + 64, ... these are at equal distances in one matrix.
   template <class XRow, class Weights>
   static __device__ void multiply_all(int64_t k, const RoundedRows& x, const XRow& x_row, int rows,
                                       const Weights& weight_row, int cols, Sums& sum);
@@ -180,7 +180,7 @@ __device__ void Tile<kType, kDown, kColFragments>::multiply_all(int64_t k, const
   constexpr int kOwn = (kFactors + kTileThreads - 1) / kTileThreads;
   float* const factors = shared_memory<float>();  // [2][kFactors], by turns
   uint8_t* const stages = shared_memory<uint8_t>() + kFactorBytes;
-  const int chunks = int((k + kChunk - 1) / kChunk), folds = int((k + kFoldCols - 1) / kFoldCols);
+  const int chunks = int((k + kChunk - 1) / kChunk), groups = int((k + kGroupCols - 1) / kGroupCols);
 
   // What this thread copies of every chunk: pieces of rows at equal distances.
   constexpr int kXGap = kTileThreads / kXPieces, kWGap = kTileThreads / kWPieces;
@@ -228,26 +228,26 @@ __device__ void Tile<kType, kDown, kColFragments>::multiply_all(int64_t k, const
       const Matrix& m = *matrix;
       if (m.scale && row < m.rows)
         own[i] = {m.scale + (m.row0 + row) / m.block_rows * m.scale_stride, m.scale_dtype,
-                  uint32_t(m.col0 / kFoldCols), uint32_t(m.block_cols / kFoldCols)};
+                  uint32_t(m.col0 / kGroupCols), uint32_t(m.block_cols / kGroupCols)};
     } else if (place < kFactors && x.factor) {
       own[i].data = reinterpret_cast<const uint8_t*>(x.factor + x_row(place - kCols) * x.groups);
     }
   }
-  const auto read_scales = [&](int fold) {
+  const auto read_scales = [&](int group) {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) next[i] = fold < folds ? own[i].at(fold) : 1.0f;
+    for (int i = 0; i < kOwn; ++i) next[i] = group < groups ? own[i].at(group) : 1.0f;
   };
-  const auto put_factors = [&](int fold) {
+  const auto put_factors = [&](int group) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const float scale = divisor(next[i]);
       if (thread() + i * kTileThreads < kFactors)
-        factors[fold % 2 * kFactors + thread() + i * kTileThreads] = unit[i] / scale;
+        factors[group % 2 * kFactors + thread() + i * kTileThreads] = unit[i] / scale;
       unit[i] = scale;
     }
   };
-  const auto change_unit = [&](int fold) {
-    const float* const of_cols = factors + fold % 2 * kFactors;
+  const auto change_unit = [&](int group) {
+    const float* const of_cols = factors + group % 2 * kFactors;
     const float* const of_rows = of_cols + kCols;
 #pragma unroll
     for (int r = 0; r < kRowFragments; ++r)
@@ -282,21 +282,21 @@ __device__ void Tile<kType, kDown, kColFragments>::multiply_all(int64_t k, const
     commit_copies();
   }
   for (int chunk = 0, stage = 0; chunk < chunks; ++chunk) {
-    const int fold = chunk / 2, free = stage == 0 ? kStages - 1 : stage - 1;
+    const int group = chunk / 2, free = stage == 0 ? kStages - 1 : stage - 1;
     wait_copies<kStages - 2>();
     sync_block();
     if (chunk + kStages - 1 < chunks) bring(chunk + kStages - 1, free);
     commit_copies();
     if (chunk % 2 == 0) {
-      if (chunk > 0) change_unit(fold);
-      put_factors(fold + 1);
-      read_scales(fold + 2);
+      if (chunk > 0) change_unit(group);
+      put_factors(group + 1);
+      read_scales(group + 2);
     }
     multiply_chunk(stages + stage * kStage, fragments, sum);
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   sync_block();
-  change_unit(folds);
+  change_unit(groups);
 }
 
 }  // namespace lite::cuda
