@@ -22,7 +22,7 @@ std::string usable_isas() {
 constexpr char kBackends[] = "cpu ref cuda auto", kCuda[] = "built in";
 
 Gpu gpu_of(int number) {
-  return {[number] { return lite::make_cuda_backend(number); },
+  return {[number](bool exact) { return lite::make_cuda_backend(number, exact); },
           [number] { return lite::make_cuda_meter(number); }};
 }
 
@@ -37,14 +37,14 @@ lite::Status read_gpu(const std::string& backend, Device* device) {
       return lite::invalid_argument("expected cuda, or cuda:N with the number of a GPU");
   }
   device->gpus.push_back(gpu_of(number));
-  return device->gpus[0].backend().status();
+  return device->gpus[0].backend(true).status();
 }
 
 // The first GPU that can be used.
 std::string choose_gpu(Device* device) {
   std::string why;
   for (int number = 0;; ++number) {
-    const auto gpu = lite::make_cuda_backend(number);
+    const auto gpu = lite::make_cuda_backend(number, true);
     if (gpu.ok()) {
       device->gpus.push_back(gpu_of(number));
       return lite::str((*gpu)->name(), ", the first GPU that can be used", why);
@@ -55,15 +55,15 @@ std::string choose_gpu(Device* device) {
   }
 }
 
-lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
-  return lite::make_cuda_planner();
+lite::Result<std::unique_ptr<lite::Backend>> make_planner(bool exact) {
+  return lite::make_cuda_planner(exact);
 }
 constexpr bool kPlansExactly = true;
 #else
 constexpr char kBackends[] = "cpu ref auto", kCuda[] = "not built in";
 
 constexpr bool kPlansExactly = false;  // scratch on a GPU is about what it is on the host
-lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
+lite::Result<std::unique_ptr<lite::Backend>> make_planner(bool) {
   return lite::make_cpu_backend({1, lite::best_isa(), true});
 }
 

@@ -64,7 +64,7 @@ struct Devices {
       return;
     }
 #ifdef DSV3_CUDA
-    backends.push_back(must(make_cuda_backend(o.gpu)));
+    backends.push_back(must(make_cuda_backend(o.gpu, false)));
     meter = must(make_cuda_meter(o.gpu));
 #else
     must(unsupported("--gpu: this build has no CUDA backend"));

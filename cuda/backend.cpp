@@ -60,14 +60,14 @@ Status check_node(const Graph& g, const Node& n) {
   }
 }
 
-int64_t node_workspace(const Graph& g, const Node& n) {
+int64_t node_workspace(const Graph& g, const Node& n, bool exact) {
   switch (n.op) {
-    case Op::Linear: return cuda::linear_workspace(g, n);
+    case Op::Linear: return cuda::linear_workspace(g, n, exact);
     case Op::AttentionLatent:
     case Op::AttentionExpanded:
     case Op::AttentionGrouped:
     case Op::AttentionMasked: return cuda::attention_workspace(g, n);
-    case Op::MoeFfn: return cuda::moe_workspace(g, n);
+    case Op::MoeFfn: return cuda::moe_workspace(g, n, exact);
     default: return 0;
   }
 }
@@ -96,8 +96,8 @@ int32_t* counts_on(const Graph& g, int device) {
 // A step is recorded once for each phase and each power of two of its rows, and from then on replayed.
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, std::string name, cuda::Stream stream)
-      : device_(device), name_(std::move(name)), stream_(std::move(stream)) {}
+  CudaBackend(int device, bool exact, std::string name, cuda::Stream stream)
+      : device_(device), exact_(exact), name_(std::move(name)), stream_(std::move(stream)) {}
 
   std::string name() const override { return str("cuda:", device_, " (", name_, ")"); }
   Result<Buffer> allocate(int64_t bytes) override { return cuda::allocate(device_, bytes); }
@@ -111,7 +111,9 @@ class CudaBackend final : public Backend {
   }
 
   Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
-  int64_t workspace_bytes(const Graph& g, const Node& n) const override { return node_workspace(g, n); }
+  int64_t workspace_bytes(const Graph& g, const Node& n) const override {
+    return node_workspace(g, n, exact_);
+  }
 
   bool asynchronous() const override { return true; }
   Status prepare(const Graph& g, const Plan& plan, int device, std::span<const Phase> phases) override {
@@ -190,7 +192,7 @@ class CudaBackend final : public Backend {
       const auto table = tables_.find(&g.nodes[i]);
       if (program) program->begin(g, g.nodes[i]);
       launch_node(g, g.nodes[i],
-                  {stream_, phase, rows,
+                  {stream_, phase, rows, exact_,
                    table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get()),
                    program});
     }
@@ -208,6 +210,7 @@ class CudaBackend final : public Backend {
   }
 
   int device_;
+  bool exact_;
   std::string name_;
   cuda::Stream stream_;
   std::map<const Node*, Buffer> tables_;
@@ -217,27 +220,34 @@ class CudaBackend final : public Backend {
 
 class CudaPlanner final : public Backend {
  public:
+  explicit CudaPlanner(bool exact) : exact_(exact) {}
+
   std::string name() const override { return "cuda, for planning"; }
   Result<Buffer> allocate(int64_t) override {
     return internal_error("a GPU that is only planned with was asked for memory");
   }
   Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
-  int64_t workspace_bytes(const Graph& g, const Node& n) const override { return node_workspace(g, n); }
+  int64_t workspace_bytes(const Graph& g, const Node& n) const override {
+    return node_workspace(g, n, exact_);
+  }
+
+ private:
+  bool exact_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cuda_planner() {
-  return std::make_unique<CudaPlanner>();
+std::unique_ptr<Backend> make_cuda_planner(bool exact) {
+  return std::make_unique<CudaPlanner>(exact);
 }
 
-Result<std::unique_ptr<Backend>> make_cuda_backend(int device) {
+Result<std::unique_ptr<Backend>> make_cuda_backend(int device, bool exact) {
   LITE_ASSIGN(const cuda::DeviceInfo info, cuda::device_info(device));
   if (info.major < 8)
     return unsupported("GPU ", device, " (", info.name, "): it has compute capability ", info.major, ".",
                        info.minor, ", expected 8.0 or newer");
   LITE_ASSIGN(cuda::Stream stream, cuda::Stream::create(device));
-  return std::unique_ptr<Backend>(new CudaBackend(device, info.name, std::move(stream)));
+  return std::unique_ptr<Backend>(new CudaBackend(device, exact, info.name, std::move(stream)));
 }
 
 }  // namespace lite

@@ -13,8 +13,8 @@
 namespace lite::cuda {
 
 constexpr int kWarp = 32;
-// More than this a block has only by asking, and no GPU has less.
-constexpr int64_t kSharedBytes = 48 << 10;
+// Shared memory of a block: what every launch gets, and what it gets on every GPU by asking, as launch() does.
+constexpr int64_t kSharedBytes = 48 << 10, kSharedMost = 99 << 10;
 constexpr int64_t kGridX = 0x7FFFFFFF, kGridYZ = 65535;  // most blocks in a direction
 
 // Blocks of a launch.
@@ -22,6 +22,9 @@ struct Grid {
   int64_t x = 1, y = 1, z = 1;
 };
 
+struct Words2 {
+  uint32_t word[2];
+};
 struct Words4 {
   uint32_t word[4];
 };
@@ -173,10 +176,24 @@ __device__ inline uint32_t bf16x2_of(float first, float second) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
   return reinterpret_cast<const uint32_t&>(pair);
 }
+// The products of two such pairs.
+__device__ inline uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 pair =
+      __hmul2(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<const __nv_bfloat162&>(b));
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+// Byte i is that byte of `value` which hexadecimal digit i of `selector` names, from the lowest; 4 names a zero.
+__device__ inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
+  return __byte_perm(value, 0, selector);
+}
 
 // ---- memory
 
-// 16 bytes at an address that is a multiple of 16.
+// 8 or 16 bytes at an address that is a multiple of as many.
+__device__ inline Words2 load8(const void* at) {
+  const uint2 v = *static_cast<const uint2*>(at);
+  return {{v.x, v.y}};
+}
 __device__ inline Words4 load16(const void* at) {
   const uint4 v = *static_cast<const uint4*>(at);
   return {{v.x, v.y, v.z, v.w}};
@@ -266,6 +283,8 @@ __device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uin
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream& stream, const A&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared > kSharedBytes)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
   config.blockDim = dim3(unsigned(threads));

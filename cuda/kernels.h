@@ -18,6 +18,7 @@ struct Step {
   Stream& stream;
   Phase phase;
   int64_t rows;
+  bool exact;                     // f32 activations in every product
   const MoeTable* moe = nullptr;  // of a node that is moe_ffn, in the device's memory
   Program* program = nullptr;     // of a decode step: it takes the stages that a prompt launches
 };
@@ -49,9 +50,9 @@ void await_segment(const int32_t* finished, int32_t* counts, Stream& stream);
 void tell_segment(int32_t* finished, const int32_t* counts, Stream& stream);
 
 // Scratch of a node; other ops take none.
-int64_t linear_workspace(const Graph& g, const Node& n);
+int64_t linear_workspace(const Graph& g, const Node& n, bool exact);
 int64_t attention_workspace(const Graph& g, const Node& n);
-int64_t moe_workspace(const Graph& g, const Node& n);
+int64_t moe_workspace(const Graph& g, const Node& n, bool exact);
 
 // Ok, or Unsupported: a size that the op's kernels are not made for.
 Status check_attention(const Graph& g, const Node& n);

@@ -1,6 +1,6 @@
 // Products with weight matrices.
+#include "cuda/product.h"
 #include "cuda/stages/linear.h"
-
 #include "cuda/stages/rows.h"
 
 namespace lite::cuda {
@@ -19,12 +19,14 @@ void give_linear(const Step& step, const Linear& stage) {
 
 }  // namespace
 
-// Workspace: the rounded activations.
-int64_t linear_workspace(const Graph& g, const Node& n) {
-  return rounds(g, n) ? g.tensor(n.in[0]).elements() * int64_t(sizeof(float)) : 0;
+// Workspace: the rounded activations, of the one way or the other.
+int64_t linear_workspace(const Graph& g, const Node& n, bool exact) {
+  const int64_t rounded = rounds(g, n) ? g.tensor(n.in[0]).elements() * int64_t(sizeof(float)) : 0;
+  return std::max(rounded, tiled_linear_workspace(g, n, exact));
 }
 
 void linear(const Graph& g, const Node& n, const Step& step) {
+  if (takes_tiles(g, n, step)) return tiled_linear(g, n, step);
   const Tensor& w = g.tensor(n.in[1]);
   const Live live = live_rows(g, n, n.in[0], step);
   auto x = values_of<float>(g.tensor(n.in[0]));

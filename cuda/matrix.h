@@ -223,11 +223,9 @@ void per_head(const Step& step, const Matrix& w, const Head& head, bool transpos
 
 // ---- rounding (Rounding in graph.h)
 
-// By a whole warp: 128 values beginning at `first` of a row of n, or what is left of it. From and to may be the same.
+// By a whole warp: the scale of values [first, end) of a row.
 constexpr int64_t kRoundGroup = 128;
-__device__ inline void round_group(Rounding rounding, const float* from, float* to, int64_t first,
-                                   int64_t n) {
-  const int64_t end = min(n, first + kRoundGroup);
+__device__ inline float group_scale(Rounding rounding, const float* from, int64_t first, int64_t end) {
   float largest = 1e-4f;  // so that a group of zeros has a scale
   for (int64_t i = first + lane(); i < end; i += kWarp) largest = fmaxf(largest, fabsf(from[i]));
   for (int mask = kWarp / 2; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
@@ -236,6 +234,14 @@ __device__ inline void round_group(Rounding rounding, const float* from, float* 
     const uint32_t bits = bits_of(scale), exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0);
     scale = f32_of_bits(min(max(exponent, 1u), 254u) << 23);
   }
+  return scale;
+}
+
+// By a whole warp: 128 values beginning at `first` of a row of n, or what is left of it. From and to may be the same.
+__device__ inline void round_group(Rounding rounding, const float* from, float* to, int64_t first,
+                                   int64_t n) {
+  const int64_t end = min(n, first + kRoundGroup);
+  const float scale = group_scale(rounding, from, first, end);
   for (int64_t i = first + lane(); i < end; i += kWarp) to[i] = f32_of_e4m3(e4m3_of(from[i] / scale)) * scale;
 }
 

@@ -2,7 +2,7 @@
 // pairs of one expert, and every task meets that expert's weights: nothing is read back to the host.
 #include <cstring>
 
-#include "cuda/moe.h"
+#include "cuda/product.h"
 #include "ggml-lite/carver.h"
 
 namespace lite::cuda {
@@ -160,8 +160,8 @@ Network network_of(const FfnWeights& f) {
 
 }  // namespace
 
-int64_t moe_workspace(const Graph& g, const Node& n) {
-  return workspace_of(g, n, nullptr).bytes;
+int64_t moe_workspace(const Graph& g, const Node& n, bool exact) {
+  return workspace_of(g, n, nullptr).bytes + prompt_experts_workspace(g, n, exact);
 }
 
 Status check_moe(const Graph& g, const Node& n) {
@@ -221,14 +221,23 @@ void moe_ffn(const Graph& g, const Node& n, const Step& step) {
 
   if (step.phase == kDecode) return decode_experts(step, l);
   const int64_t d = l.x.n, pairs = l.pairs(l.live.most), tasks = most_tasks(pairs, l.networks());
-  launch(sort_kernel, {}, kThreads, l.networks() * int64_t(sizeof(int32_t)), step.stream, l);
-  if (l.rounding != Rounding::None)
-    launch(round_input_kernel, {l.live.most, ceil_div(d, kWarps * kRoundGroup)}, kThreads, 0, step.stream, l);
-  launch(hidden_kernel, {ceil_div(l.width, kWarps), tasks}, kThreads, 0, step.stream, l);
-  if (l.rounding != Rounding::None)
-    launch(round_hidden_kernel, {pairs, ceil_div(l.width, kWarps * kRoundGroup)}, kThreads, 0, step.stream,
-           l);
-  launch(down_kernel, {ceil_div(d, kWarps * kRows), tasks}, kThreads, 0, step.stream, l);
+  const bool tiles = takes_tiles(set, step);
+  if (step.phase == kPrompt)
+    sort_pairs(g, n, step, l, tiles ? kTaskPairs : kTogether);
+  else
+    launch(sort_kernel, {}, kThreads, l.networks() * int64_t(sizeof(int32_t)), step.stream, l);
+  if (tiles) {
+    tiled_experts(g, n, step, l);
+  } else {
+    if (l.rounding != Rounding::None)
+      launch(round_input_kernel, {l.live.most, ceil_div(d, kWarps * kRoundGroup)}, kThreads, 0, step.stream,
+             l);
+    launch(hidden_kernel, {ceil_div(l.width, kWarps), tasks}, kThreads, 0, step.stream, l);
+    if (l.rounding != Rounding::None)
+      launch(round_hidden_kernel, {pairs, ceil_div(l.width, kWarps * kRoundGroup)}, kThreads, 0, step.stream,
+             l);
+    launch(down_kernel, {ceil_div(d, kWarps * kRows), tasks}, kThreads, 0, step.stream, l);
+  }
   launch(sum_kernel, {l.live.most, ceil_div(d, kThreads)}, kThreads, 0, step.stream, l);
 }
 

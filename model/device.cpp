@@ -17,7 +17,7 @@ lite::Result<std::vector<std::unique_ptr<lite::Backend>>> make_backends(const De
   else
     backends.push_back(lite::make_cpu_backend({n_threads, device.isa, exact}));
   for (const Gpu& gpu : device.gpus) {
-    LITE_ASSIGN(std::unique_ptr<lite::Backend> backend, gpu.backend());
+    LITE_ASSIGN(std::unique_ptr<lite::Backend> backend, gpu.backend(exact));
     backends.push_back(std::move(backend));
   }
   return backends;

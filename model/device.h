@@ -13,7 +13,7 @@ namespace dsv3 {
 
 // Makes what works with one GPU.
 struct Gpu {
-  std::function<lite::Result<std::unique_ptr<lite::Backend>>()> backend;
+  std::function<lite::Result<std::unique_ptr<lite::Backend>>(bool exact)> backend;  // exact: as below
   std::function<lite::Result<std::unique_ptr<lite::Meter>>()> meter;
 };
 
@@ -26,7 +26,7 @@ struct Device {
 // What decides the bits of the host's part: "ref", or the instruction-set path.
 const char* path_name(const Device& device);
 
-// Backends by device number: the host, then the GPUs.
+// Backends by device number: the host, then the GPUs. `exact`: f32 activations in every product.
 lite::Result<std::vector<std::unique_ptr<lite::Backend>>> make_backends(const Device& device, int n_threads,
                                                                         bool exact);
 

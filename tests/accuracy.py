@@ -18,9 +18,9 @@ def golden(path):
     return sequences
 
 
-def dump(model, ids, *args, out=TEMP / "o.safetensors"):
+def dump(model, ids, *args, out=TEMP / "o.safetensors", by="dsv3"):
     (TEMP / "ids.json").write_text(json.dumps(ids))
-    result = dsv3("dump", model, "--ids", TEMP / "ids.json", "--out", out, *args)
+    result = program(by, "dump", model, "--ids", TEMP / "ids.json", "--out", out, *args)
     assert result.returncode == 0, result.stderr.decode()
     return golden(out)
 
@@ -83,16 +83,16 @@ for name, mask in (("none", "none"), ("causal", "causal"), ("float", "float_mask
     print(f"| moe-transformer | hidden states, mask: {name} | {worst([(load_safetensors(out)['output'], want[f'output.{name}'])]):.1e} |")
 
 
-def fast(case):
-    """The fast mode against the golden: with the golden's experts, and choosing them itself."""
+def fast(case, backend, by):
+    """A backend's fast mode against the golden: with the golden's experts, and choosing them itself."""
     want = golden(CASES / case / "expected.safetensors")
     model, ids = packed(CASES / case), {name: t["input_ids"].tolist() for name, t in want.items()}
     chosen = dump(model, ids, "--backend", "cpu", "--exact", out=TEMP / "exact.safetensors")
     at = {name: t.get("positions", slice(None)) for name, t in want.items()}
     for phase in ("prompt", "decode"):
-        args = ["--backend", "cpu", "--phase", phase]
-        given = dump(model, ids, *args, "--routing", TEMP / "exact.safetensors")
-        free = dump(model, ids, *args)
+        args = ["--backend", backend, "--phase", phase]
+        given = dump(model, ids, *args, "--routing", TEMP / "exact.safetensors", by=by)
+        free = dump(model, ids, *args, by=by)
         pairs = [(given[s]["logits"][at[s]], t["logits"]) for s, t in want.items()]
         mean = np.mean([np.abs(got - w).mean() / np.abs(w).max() for got, w in pairs])
         same = np.mean(np.concatenate([free[s]["logits"][at[s]].argmax(1) == t["logits"].argmax(1) for s, t in want.items()]))
@@ -101,10 +101,11 @@ def fast(case):
         print(f"| {case} | {phase} | {mean:.1e} | {worst(pairs):.1e} | {1 - routed:.1%} | {same:.1%} |")
 
 
-print("\n| case | phase | mean difference of logits | largest difference | free: tokens routed alike | free: same likeliest token |\n|---|---|---|---|---|---|")
-for case in decoder_cases():
-    if case != "ds3-long":
-        fast(case)
+for backend, by in (("cpu", "dsv3"), ("cuda", "dsv3-cuda-host")):
+    print("\n| case | phase | mean difference of logits | largest difference | free: tokens routed alike | free: same likeliest token |\n|---|---|---|---|---|---|")
+    for case in decoder_cases():
+        if case != "ds3-long":
+            fast(case, backend, by)
 
 
 def with_f8_head(folder):

@@ -71,6 +71,41 @@ class SameBits(CudaCase):
         self.assert_same_bits(base, self.dump_case("ds3-fp8", "--backend", "cuda:1", "--exact"))
 
 
+class Fast(CudaCase):
+    """Activations of prompts are bf16 where the matrix unit multiplies them; decode steps stay exact."""
+    CASES = ("ds3-fp8", "kimi-k2-fp8", "mixtral", "qwen3-moe-fp8")
+    ARGS = ["--backend", "cuda", "--kv", "f32"]
+
+    def test_golden(self):
+        for case in self.CASES:
+            exact = self.dump_case(case, *CUDA)
+            for phase in PHASES:
+                with self.subTest(case, phase=phase):
+                    got = load_safetensors(self.dump_case(case, *self.ARGS, "--phase", phase, "--routing", exact))
+                    errors = [np.abs(got[f"{s}/logits"][t.get("positions", slice(None))] - t["logits"]) / np.abs(t["logits"]).max()
+                              for s, t in golden(case).items()]
+                    mean = np.mean([e.mean() for e in errors])
+                    if phase == "prompt":
+                        self.assertTrue(1e-5 < mean < 4e-3, mean)
+                    else:
+                        self.assertLess(max(e.max() for e in errors), BOUND)
+
+    def test_cutting(self):
+        for case in self.CASES[:2]:
+            for options in ([], ["--gemm", "fp8:f32"]):
+                base = self.dump_case(case, *self.ARGS, *options)
+                for chunk in (1, 7):
+                    with self.subTest(case, options=options, chunk=chunk):
+                        self.assert_same_bits(base, self.dump_case(case, *self.ARGS, *options, "--chunk", chunk))
+
+    def test_rounding(self):
+        """Codes of e4m3 are multiplied exactly."""
+        for gemm in ("fp8:f32", "fp8:ue8m0"):
+            with self.subTest(gemm):
+                want, got = (load_safetensors(self.dump_case("ds3-fp8-ue8m0", *args, "--gemm", gemm))["a/logits"] for args in (CUDA, self.ARGS))
+                self.assertLess(np.abs(got - want).mean() / np.abs(want).max(), 1e-3)
+
+
 class Missing(CudaCase):
     """A GPU that is asked for and not there is an error."""
 

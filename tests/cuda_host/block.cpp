@@ -210,7 +210,7 @@ class Launch {
     if (x > kGridX || y > kGridYZ || z > kGridYZ) fail("more blocks than a grid can have");
     if (threads < 1 || threads > 1024 || threads % kWarp != 0)
       fail("a block has whole warps, and at most 1024 threads");
-    if (shared_bytes > kSharedBytes) fail("more shared memory than a block can have");
+    if (shared_bytes > kSharedMost) fail("more shared memory than a block can have");
     memory_.reset(new std::byte[shared_]);
   }
   void run(int64_t x, int64_t y, int64_t z) {

@@ -113,6 +113,13 @@ inline float f32_of_bits(uint32_t bits) {
   return value;
 }
 
+inline Words2 load8(const void* at) {
+  if (reinterpret_cast<uintptr_t>(at) % 8 != 0)
+    host::fail("a load of 8 bytes at an address that is no multiple of 8");
+  Words2 words;
+  std::memcpy(&words, at, sizeof words);
+  return words;
+}
 inline Words4 load16(const void* at) {
   if (reinterpret_cast<uintptr_t>(at) % 16 != 0)
     host::fail("a load of 16 bytes at an address that is no multiple of 16");
@@ -152,6 +159,21 @@ Words<n> load_once(const void* at) {
 
 inline uint32_t bf16x2_of(float first, float second) {
   return uint32_t(bf16_of(second)) << 16 | bf16_of(first);
+}
+inline uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
+  const auto half = [&](int shift) {
+    return f32_of_bf16(uint16_t(a >> shift)) * f32_of_bf16(uint16_t(b >> shift));
+  };
+  return bf16x2_of(half(0), half(16));
+}
+inline uint32_t select_bytes(uint32_t value, uint32_t selector) {
+  uint32_t to = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = selector >> 4 * i & 0xF;
+    if (digit > 4) host::fail("bytes are selected by the digits 0 to 4");
+    if (digit < 4) to |= (value >> 8 * digit & 0xFF) << 8 * i;
+  }
+  return to;
 }
 
 inline void copy16_async(void* shared, const void* global) {

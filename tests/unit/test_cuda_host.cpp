@@ -6,6 +6,7 @@
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 #include "cuda/program.h"
+#include "cuda/tile.h"
 #include "cuda/upload.h"
 #include "ggml-lite/device_weights.h"
 #include "ggml-lite/plan.h"
@@ -100,6 +101,14 @@ __global__ void walk(int first, int end, const int* blocks, std::vector<std::pai
       if (cuda::thread() == 0) order->push_back({l, b});
 }
 
+// All codes of e4m3 as bf16; each thread has four.
+__global__ void codes(uint32_t* to) {
+  const uint32_t first = uint32_t(4 * cuda::thread());
+  uint32_t pairs[2];
+  cuda::bf16_of_e4m3x4(first | (first + 1) << 8 | (first + 2) << 16 | (first + 3) << 24, pairs);
+  for (int i = 0; i < 2; ++i) to[2 * cuda::thread() + i] = pairs[i];
+}
+
 __global__ void add_one(int* value) {
   *value += cuda::thread() == 0;
 }
@@ -148,6 +157,19 @@ TEST_CASE("kernels on the host: a product of the matrix unit") {
       for (int k = 0; k < 16; ++k) sum += double(a[row * 16 + k]) * b[k * 8 + column];
       REQUIRE(std::fabs(c[row * 8 + column] - sum) < 1e-5);
     }
+}
+
+TEST_CASE("kernels on the host: bf16 of every code of e4m3") {
+  cuda::Stream stream = make_stream();
+  std::vector<uint32_t> pairs(128);
+  cuda::launch(codes, {}, 64, 0, stream, pairs.data());
+  CHECK(stream.wait().ok());
+  for (int code = 0; code < 256; ++code) {
+    CAPTURE(code);
+    const uint16_t got = uint16_t(pairs[code / 2] >> code % 2 * 16);
+    const float nan = code & 0x80 ? -480.0f : 480.0f;
+    CHECK(got == bf16_from_f32((code & 0x7F) == 0x7F ? nan : f32_from_f8(uint8_t(code))));
+  }
 }
 
 TEST_CASE("kernels on the host: copies arrive when they are waited for, not before") {
@@ -252,7 +274,7 @@ TEST_CASE("levels: of a graph in which an arena gives the same bytes to several 
   const Var y = b.add(p, q), z = b.add(y, y), last = b.add(z, z);
   b.keep(last);
   REQUIRE_MESSAGE(b.status().ok(), b.status().message());
-  const std::unique_ptr<Backend> backend = make_cuda_planner();
+  const std::unique_ptr<Backend> backend = make_cuda_planner(true);
   Backend* const backends[] = {backend.get()};
   auto plan = make_plan(&g, backends);
   REQUIRE(plan.ok());

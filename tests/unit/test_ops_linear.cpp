@@ -36,6 +36,48 @@ double dot(const double* a, const Weight& w, int64_t row) {
   return sum;
 }
 
+// Columns [first, first + n) of a matrix.
+Weight columns_of(const Weight& whole, int64_t first, int64_t n) {
+  Weight w = whole;
+  w.tensor = slice_cols(whole.tensor, first, n);
+  w.cols = n;
+  w.value.clear();
+  for (int64_t i = 0; i < w.rows; ++i)
+    for (int64_t j = 0; j < n; ++j) w.value.push_back(whole.at(i, first + j));
+  return w;
+}
+
+// Rows of whole pieces of 16 bytes, with and without scales, cut out along borders between scales or across them.
+std::vector<Weight> aligned_weights(Rng& rng, int64_t out, int64_t in) {
+  std::vector<Weight> all;
+  for (const Scales scales : {Scales::None, Scales::F32, Scales::Bf16, Scales::F16})
+    all.push_back(test::make_weight(rng, out, in, {.dtype = DType::F8_E4M3, .scales = scales}));
+  all.push_back(test::make_weight(rng, out, in, {.dtype = DType::BF16}));
+  for (const int64_t first : {128, 64, 16})
+    all.push_back(columns_of(
+        test::make_weight(rng, out, in + 144, {.dtype = DType::F8_E4M3, .scales = Scales::F32}), first, in));
+  for (const auto& [rows, cols] : std::vector<std::pair<int64_t, int64_t>>{{32, 256}, {7, 64}})
+    all.push_back(test::make_weight(
+        rng, out, in,
+        {.dtype = DType::F8_E4M3, .scales = Scales::F32, .block_rows = rows, .block_cols = cols}));
+  // Scales of 0 in the middle, far from their neighbours in any case.
+  Weight& zeros =
+      all.emplace_back(test::make_weight(rng, out, in, {.dtype = DType::F8_E4M3, .scales = Scales::F32}));
+  const int64_t columns = ceil_div(in, 128);
+  for (int64_t i = 0; columns > 1 && i < ceil_div(out, 128); ++i)
+    std::memset(zeros.scales->data() + (i * columns + 1) * 4, 0, 4);
+  for (int64_t i = 0; i < out; ++i)
+    for (int64_t j = 128; j < std::min<int64_t>(in, 256); ++j) zeros.value[i * in + j] = 0;
+  return all;
+}
+
+// Values that bf16 holds, so that rounding to it changes nothing.
+std::vector<float> bf16_normals(Rng& rng, int64_t n) {
+  std::vector<float> x = rng.normals(n);
+  for (float& v : x) v = f32_from_bf16(bf16_from_f32(v));
+  return x;
+}
+
 }  // namespace
 
 TEST_CASE("linear: every type of weight, whole and sliced, with and without bias") {
@@ -73,11 +115,64 @@ TEST_CASE("linear: every type of weight, whole and sliced, with and without bias
     }
 }
 
+TEST_CASE("linear: many rows, of lengths and counts that no tile divides, with the bounds of f32") {
+  Rng rng(24);
+  const struct {
+    int64_t tokens, live, out, in;
+  } shapes[] = {{1, 1, 64, 128}, {6, 5, 130, 576}, {40, 33, 70, 192}, {70, 66, 17, 16}, {131, 129, 150, 272}};
+  for (const auto& s : shapes)
+    for (const Weight& w : aligned_weights(rng, s.out, s.in)) {
+      CAPTURE(info(w.tensor.dtype).name);
+      CAPTURE(w.tensor.scale.col0);
+      CAPTURE(s.live);
+      CAPTURE(s.in);
+      OpHarness h({.tokens = s.tokens, .sequences = 1, .blocks = 1, .outputs = 1});
+      h.counts(int32_t(s.live), 1, 1);
+      const std::vector<float> x = bf16_normals(rng, s.tokens * s.in);
+      const Weight bias = test::make_vector(rng, s.out, DType::F32);
+      h.keep("y", h.b.linear(h.activation(x, s.in), h.weight(w), h.weight(bias)));
+      h.run();
+      for (int64_t t = 0; t < s.live; ++t) {
+        const std::vector<double> row(x.begin() + t * s.in, x.begin() + (t + 1) * s.in);
+        for (int64_t i = 0; i < s.out; ++i) {
+          const double bound = 4e-7 * std::sqrt(double(s.in)) * test::norm_of(&x[t * s.in], s.in) * w.norm(i);
+          REQUIRE(std::fabs(h.row("y", t)[i] - dot(row.data(), w, i) - bias.value[i]) <=
+                  bound + 2e-7 * std::fabs(bias.value[i]));
+        }
+      }
+    }
+}
+
+TEST_CASE("linear: a row's bits do not depend on how many rows there are") {
+  Rng rng(25);
+  const int64_t T = 130, in = 320, out = 70;
+  const std::vector<float> x = rng.normals(T * in);
+  for (const Rounding rounding : {Rounding::None, Rounding::F8})
+    for (const Weight& w : aligned_weights(rng, out, in)) {
+      const auto rows = [&](const std::vector<int32_t>& ids) {
+        OpHarness h({.tokens = T, .sequences = 1, .blocks = 1, .outputs = 1});
+        h.counts(int32_t(ids.size()), 1, 1);
+        std::copy(ids.begin(), ids.end(), h.ids().begin());
+        h.keep("y", h.b.linear(h.activation(x, in), h.weight(w), Var::none(), {.rounding = rounding}));
+        h.run({2});
+        std::vector<std::vector<float>> y;
+        for (size_t t = 0; t < ids.size(); ++t) y.emplace_back(h.row("y", t), h.row("y", t) + out);
+        return y;
+      };
+      std::vector<int32_t> ids(T);
+      for (int64_t t = 0; t < T; ++t) ids[t] = int32_t(t);
+      const auto all = rows(ids);
+      for (const int32_t t : {0, 77, 129}) CHECK(rows({t})[0] == all[t]);
+      const auto some = rows({129, 3, 64, 65, 2});
+      CHECK(some == std::vector{all[129], all[3], all[64], all[65], all[2]});
+    }
+}
+
 TEST_CASE("linear: activations are rounded before FP8 weights and before no others") {
   Rng rng(21);
   for (const Rounding rounding : {Rounding::None, Rounding::F8, Rounding::F8PowerOfTwo})
     for (const DType dtype : {DType::F8_E4M3, DType::BF16})
-      for (const int64_t in : {1, 100, 128, 300}) {
+      for (const int64_t in : {1, 100, 128, 272, 300}) {
         CAPTURE(in);
         const int64_t T = 4, live = 3, out = 20, wide = in + 4;
         std::vector<float> x;

@@ -30,7 +30,7 @@ T take(Result<T> result) {
 class Counting final : public lite::Backend {
  public:
   Counting(int gpu, int64_t* own, int64_t* shared)
-      : inner_(take(lite::make_cuda_backend(gpu))), own_(*own), shared_(*shared) {}
+      : inner_(take(lite::make_cuda_backend(gpu, true))), own_(*own), shared_(*shared) {}
   std::string name() const override { return inner_->name(); }
   Result<lite::Buffer> allocate(int64_t bytes) override {
     own_ += bytes;
@@ -79,7 +79,7 @@ SessionOptions options_of(const Model& model, int gpus) {
   o.mtp = model.config().num_nextn_predict_layers > 0;
   for (int gpu = 0; gpu < gpus; ++gpu)
     o.device.gpus.push_back(
-        {[] { return Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner()); }, nullptr});
+        {[](bool exact) { return Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner(exact)); }, nullptr});
   return o;
 }
 
@@ -166,7 +166,7 @@ TEST_CASE(
       int64_t shared = 0;
       o.device.gpus.clear();
       for (int gpu = 0; gpu < gpus; ++gpu)
-        o.device.gpus.push_back({[&own, &shared, gpu]() -> Result<std::unique_ptr<lite::Backend>> {
+        o.device.gpus.push_back({[&own, &shared, gpu](bool) -> Result<std::unique_ptr<lite::Backend>> {
                                    return std::unique_ptr<lite::Backend>(
                                        new Counting(gpu, &own[size_t(gpu) + 1], &shared));
                                  },
@@ -197,7 +197,7 @@ TEST_CASE("a divided session that is cancelled in the middle of a step can be us
   int64_t own = 0, shared = 0;
   Session* running = nullptr;
   bool cancels = false;
-  o.device.gpus.push_back({[&]() -> Result<std::unique_ptr<lite::Backend>> {
+  o.device.gpus.push_back({[&](bool) -> Result<std::unique_ptr<lite::Backend>> {
                              auto gpu = std::make_unique<Counting>(0, &own, &shared);
                              gpu->started = [&] {
                                if (cancels) running->cancel();

@@ -579,7 +579,7 @@ TEST_CASE("devices beside the host: any memory plan gives the bits of separate m
   for (uint64_t seed = 300; seed < 300 + kGraphs; ++seed) {
     CAPTURE(seed);
     const std::unique_ptr<Backend> host = make_ref_backend(1);
-    auto first = make_cuda_backend(0), second = make_cuda_backend(1);
+    auto first = make_cuda_backend(0, true), second = make_cuda_backend(1, true);
     REQUIRE((first.ok() && second.ok()));
     const std::vector<Backend*> all = {host.get(), first->get(), second->get()};
     RandomGraph r(seed, 3);
@@ -589,7 +589,7 @@ TEST_CASE("devices beside the host: any memory plan gives the bits of separate m
     const Bits bits = run_plan(r, spread(r.graph, *plan), all, seed);
     for (int repeat = 0; repeat < 2; ++repeat) {
       // What has been recorded holds for one place in memory.
-      auto again = make_cuda_backend(0), other = make_cuda_backend(1);
+      auto again = make_cuda_backend(0, true), other = make_cuda_backend(1, true);
       CHECK(run_plan(r, *plan, {host.get(), again->get(), other->get()}, seed) == bits);
     }
   }
@@ -603,7 +603,7 @@ TEST_CASE(
       CAPTURE(good);
       FailingBackend failing(good);
       const std::unique_ptr<Backend> host = make_ref_backend(1);
-      auto first = make_cuda_backend(0), second = make_cuda_backend(1);
+      auto first = make_cuda_backend(0, true), second = make_cuda_backend(1, true);
       REQUIRE((first.ok() && second.ok()));
       const std::vector<Backend*> whole = {host.get(), first->get(), second->get()},
                                   broken = {&failing, first->get(), second->get()};
@@ -618,7 +618,7 @@ TEST_CASE(
       CHECK(memory.guards_intact(*plan));
       CHECK(run(r.graph, *plan, whole, kNever).ok());
       const Bits bits = live_bits(r.graph, r.kept);
-      auto again = make_cuda_backend(0), other = make_cuda_backend(1);
+      auto again = make_cuda_backend(0, true), other = make_cuda_backend(1, true);
       CHECK(run_plan(r, spread(r.graph, *plan), {host.get(), again->get(), other->get()}, seed) == bits);
     }
 }
