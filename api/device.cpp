@@ -31,10 +31,10 @@ lite::Status read_gpu(const std::string& backend, Device* device) {
     if (error != std::errc() || at != end)
       return lite::invalid_argument("expected cuda, or cuda:N with the number of a GPU");
   }
-  device->gpus.push_back([number] { return lite::make_cuda_backend(number); });
-  return device->gpus[0]().status();
+  device->gpus.push_back([number](bool exact) { return lite::make_cuda_backend(number, exact); });
+  return device->gpus[0](true).status();
 }
-lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
+lite::Result<std::unique_ptr<lite::Backend>> make_planner(bool) {
   return lite::make_cuda_planner();
 }
 constexpr bool kPlansExactly = true;
@@ -42,7 +42,7 @@ constexpr bool kPlansExactly = true;
 constexpr char kBackends[] = "cpu ref", kCuda[] = "not built in";
 
 constexpr bool kPlansExactly = false;  // scratch on a GPU is about what it is on the host
-lite::Result<std::unique_ptr<lite::Backend>> make_planner() {
+lite::Result<std::unique_ptr<lite::Backend>> make_planner(bool) {
   return lite::make_cpu_backend({1, lite::best_isa(), true});
 }
 

@@ -1,5 +1,6 @@
-// Attention of every kind by one kernel: the keys and values are rows of a stream or of the step, and a query's scores
+// Attention of every kind by one kernel, in f32: decode steps, exact mode and what attention_prompt.cu has no kernels for. The keys and values are rows of a stream or of the step, and a query's scores
 // are made 256 positions at a time. In a decode step several blocks take parts of a long context side by side.
+#include "cuda/attention.h"
 #include "cuda/matrix.h"
 #include "ggml-lite/carver.h"
 #include "ggml-lite/kv.h"
@@ -325,12 +326,17 @@ struct Expanded {
   }
 };
 
+bool by_matrix_unit(const Graph& g, const Node& n, const Step& step) {
+  return step.phase == kPrompt && !step.exact && has_prompt_attention(g, n);
+}
+
 }  // namespace
 
 int64_t attention_workspace(const Graph& g, const Node& n) {
   const Tensor& y = g.tensor(n.out[0]);
   switch (n.op) {
-    case Op::AttentionExpanded: return Expanded(g, n, nullptr).bytes;
+    case Op::AttentionExpanded:  // one or the other
+      return std::max(Expanded(g, n, nullptr).bytes, prompt_attention_workspace(g, n));
     case Op::AttentionLatent:
     case Op::AttentionGrouped:
       return partial_bytes(y.shape[0], std::get<AttentionParams>(n.params).context, y.shape[1], y.shape[2]);
@@ -367,6 +373,7 @@ void attention_latent(const Graph& g, const Node& n, const Step& step) {
 // In the latent space too: the query goes there by each head's key rows, the result comes back by its value rows. Keys and
 // values are never expanded, so no memory grows with the context.
 void attention_expanded(const Graph& g, const Node& n, const Step& step) {
+  if (by_matrix_unit(g, n, step)) return prompt_attention(g, n, step);
   const Tensor &q_nope = g.tensor(n.in[0]), &kv_b = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
   const int64_t dn = q_nope.shape[2], dv = y.shape[2];
   const Expanded scratch(g, n, g.tensor(n.workspace).data);
@@ -378,6 +385,7 @@ void attention_expanded(const Graph& g, const Node& n, const Step& step) {
 }
 
 void attention_grouped(const Graph& g, const Node& n, const Step& step) {
+  if (by_matrix_unit(g, n, step)) return prompt_attention(g, n, step);
   attend(step, grouped(g, n, step), std::get<AttentionParams>(n.params).context,
          g.tensor(n.workspace).row<float>(0));
 }

@@ -70,8 +70,8 @@ int64_t node_workspace(const Graph& g, const Node& n) {
 // A segment is recorded once for each phase and each power of two of its rows, and from then on replayed.
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, std::string name, cuda::Stream stream)
-      : device_(device), name_(std::move(name)), stream_(std::move(stream)) {}
+  CudaBackend(int device, bool exact, std::string name, cuda::Stream stream)
+      : device_(device), exact_(exact), name_(std::move(name)), stream_(std::move(stream)) {}
 
   std::string name() const override { return str("cuda:", device_, " (", name_, ")"); }
   Result<Buffer> allocate(int64_t bytes) override { return cuda::allocate(device_, bytes); }
@@ -106,7 +106,7 @@ class CudaBackend final : public Backend {
       const auto table = tables_.find(&g.nodes[i]);
       launch_node(
           g, g.nodes[i],
-          {stream_, phase, rows,
+          {stream_, phase, rows, exact_,
            table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get())});
     }
     return stream_.end_recording();
@@ -124,6 +124,7 @@ class CudaBackend final : public Backend {
   }
 
   int device_;
+  bool exact_;
   std::string name_;
   cuda::Stream stream_;
   std::map<const Node*, Buffer> tables_;
@@ -149,13 +150,13 @@ std::unique_ptr<Backend> make_cuda_planner() {
   return std::make_unique<CudaPlanner>();
 }
 
-Result<std::unique_ptr<Backend>> make_cuda_backend(int device) {
+Result<std::unique_ptr<Backend>> make_cuda_backend(int device, bool exact) {
   LITE_ASSIGN(const cuda::DeviceInfo info, cuda::device_info(device));
   if (info.major < 8)
     return unsupported("GPU ", device, " (", info.name, "): it has compute capability ", info.major, ".",
                        info.minor, ", expected 8.0 or newer");
   LITE_ASSIGN(cuda::Stream stream, cuda::Stream::create(device));
-  return std::unique_ptr<Backend>(new CudaBackend(device, info.name, std::move(stream)));
+  return std::unique_ptr<Backend>(new CudaBackend(device, exact, info.name, std::move(stream)));
 }
 
 }  // namespace lite

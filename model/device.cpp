@@ -17,7 +17,7 @@ lite::Result<std::vector<std::unique_ptr<lite::Backend>>> make_backends(const De
   else
     backends.push_back(lite::make_cpu_backend({n_threads, device.isa, exact}));
   for (const auto& make : device.gpus) {
-    LITE_ASSIGN(std::unique_ptr<lite::Backend> gpu, make());
+    LITE_ASSIGN(std::unique_ptr<lite::Backend> gpu, make(exact));
     backends.push_back(std::move(gpu));
   }
   return backends;

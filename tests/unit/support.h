@@ -242,20 +242,21 @@ inline std::vector<double> rounded(lite::Rounding rounding, const std::vector<do
 // ---- the backend under test
 
 // DSV3_TEST_BACKEND: "ref" (default), or an instruction-set path of the fast backend and a phase, "avx2:prompt", or
-// "cuda:prompt", whose kernels run on the host. Both are tested in exact mode: the bounds are those of f32.
+// "cuda:prompt", whose kernels run on the host. Both are tested in exact mode, where the bounds are those of f32, unless a
+// test says otherwise.
 struct TestedBackend {
   bool reference = true, cuda = false;
   lite::Isa isa = lite::Isa::Portable;
   lite::Phase phase = lite::kPrompt;
 
-  std::unique_ptr<lite::Backend> make(int threads) const {
+  std::unique_ptr<lite::Backend> make(int threads, bool exact) const {
     if (reference) return lite::make_ref_backend(threads);
     if (cuda) {
-      auto backend = lite::make_cuda_backend(threads % 2);
+      auto backend = lite::make_cuda_backend(threads % 2, exact);
       REQUIRE_MESSAGE(backend.ok(), backend.status().message());
       return std::move(*backend);
     }
-    return lite::make_cpu_backend({threads, isa, true});
+    return lite::make_cpu_backend({threads, isa, exact});
   }
 };
 
@@ -319,6 +320,7 @@ class OpHarness {
   lite::Graph graph;
   lite::Builder b;
   lite::StepInputs in;
+  bool exact = true;
 
   void counts(int32_t tokens, int32_t sequences, int32_t outputs) {
     counts_ = {tokens, sequences, outputs, tested_backend().phase};
@@ -412,7 +414,7 @@ class OpHarness {
   }
 
   void run_once(int threads, bool finite_poison) {
-    const std::unique_ptr<lite::Backend> backend = tested_backend().make(threads);
+    const std::unique_ptr<lite::Backend> backend = tested_backend().make(threads, exact);
     lite::Backend* const backends[] = {backend.get()};
     // A plan adds workspaces to the graph; take them away again for the next number of threads.
     const size_t n_values = graph.values.size(), n_storages = graph.storages.size();

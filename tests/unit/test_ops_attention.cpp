@@ -24,6 +24,7 @@ using Step = std::vector<Part>;
 struct World {
   Sizes z;
   DType kv;
+  bool exact = true;
   std::vector<std::vector<float>> cached;  // [sequence][position][r + dr], before rounding to kv
   std::vector<std::vector<float>> query;   // [sequence][position][heads][r + dr + dn]
   std::vector<std::vector<int32_t>> blocks;
@@ -69,6 +70,7 @@ std::vector<std::vector<float>> evaluate(const World& w, const Step& step, int64
   for (const Part& part : step) live += part.count;
   const int64_t n_blocks = ceil_div(w.longest, kBlockRows), T = live + 2;
   OpHarness h({.tokens = T, .sequences = int64_t(step.size()) + 1, .blocks = n_blocks, .outputs = 1});
+  h.exact = w.exact;
   h.counts(int32_t(live), int32_t(step.size()), 0);
   h.blocks().assign(h.blocks().size(), -1);
   std::vector<float> query, rows;
@@ -338,6 +340,60 @@ TEST_CASE("attention: a token's bits do not depend on batch mates, blocks or the
       std::swap(moved.blocks[0][1], moved.blocks[0][2]);
       CHECK(bits(moved, {{1, 0, 70}, {0, 0, 140}})[1] == whole);
     }
+}
+
+// What a backend rounds to bf16 in its fast mode (queries, keys, values, exponentials) moves a result by a few times 2^-9.
+constexpr double kFastTolerance = 1e-2;
+
+TEST_CASE("attention in fast mode against float64: parts of long and short sequences, heads of every size") {
+  Rng rng(37);
+  const std::vector<int64_t> lengths = {130, 3, 65, 600};
+  const Step step = {{3, 590, 10}, {0, 128, 2}, {1, 0, 3}, {2, 64, 1}};
+  for (const Sizes& z : {Sizes{1, 1, 2, 1, 1}, Sizes{2, 33, 6, 10, 7}, Sizes{1, 40, 32, 64, 24},
+                         Sizes{1, 24, 64, 128, 128}, Sizes{1, 24, 16, 200, 10}}) {
+    CAPTURE(z.dn);
+    World w(rng, z, z.r == 33 ? DType::F32 : DType::BF16, lengths);
+    w.exact = false;
+    const Weight kv_b = test::make_weight(
+        rng, z.heads * (z.dn + z.dv), z.r,
+        z.r == 33
+            ? test::WeightOptions{.dtype = DType::F8_E4M3, .scales = test::Scales::F32, .magnitude = 0.3}
+            : test::WeightOptions{.dtype = DType::BF16, .magnitude = 0.2});
+    const auto y = evaluate(w, step, z.dv, std::bind_front(expanded, std::ref(w), kv_b), kAllThreads);
+    CHECK(worst_error(w, step, y, z.dv, ExpectedExpanded(w, kv_b)) <= kFastTolerance);
+  }
+  const struct {
+    int64_t heads, groups, n, window;
+  } shapes[] = {{6, 2, 17, 0}, {6, 2, 17, 5}, {5, 1, 16, 64}, {2, 2, 96, 100}, {1, 1, 136, 1000}};
+  for (const auto& shape : shapes) {
+    CAPTURE(shape.n);
+    CAPTURE(shape.window);
+    const Sizes z = {shape.heads, 2 * shape.groups * shape.n, 0, shape.n, shape.n};
+    World w(rng, z, shape.n == 16 ? DType::F32 : DType::BF16, lengths);
+    w.exact = false;
+    const auto y = evaluate(w, step, z.dn, std::bind_front(grouped, std::ref(w), shape.window), kAllThreads);
+    CHECK(worst_error(w, step, y, z.dn, std::bind_front(expected_grouped, std::ref(w), shape.window)) <=
+          kFastTolerance);
+  }
+}
+
+TEST_CASE("attention in fast mode: a token's bits do not depend on batch mates or the cutting into steps") {
+  Rng rng(38);
+  const Sizes z = {2, 20, 6, 10, 7}, g = {4, 2 * 2 * 9, 0, 9, 9};
+  for (const bool is_grouped : {false, true}) {
+    CAPTURE(is_grouped);
+    World w(rng, is_grouped ? g : z, DType::BF16, {330, 140});
+    w.exact = false;
+    const Weight kv_b = test::make_weight(rng, z.heads * (z.dn + z.dv), z.r, {.magnitude = 0.3});
+    const int64_t out = is_grouped ? g.dn : z.dv;
+    const Attend attend =
+        is_grouped ? Attend(std::bind_front(grouped, w, 90)) : Attend(std::bind_front(expanded, w, kv_b));
+    const auto bits = [&](const Step& step) { return evaluate(w, step, out, attend, {2}); };
+    const auto whole = bits({{0, 250, 80}})[0];
+    auto pieces = bits({{0, 250, 7}})[0];
+    for (const float x : bits({{1, 120, 20}, {0, 257, 73}})[1]) pieces.push_back(x);
+    CHECK(pieces == whole);
+  }
 }
 
 TEST_CASE("attention: large scores and equal scores") {

@@ -30,7 +30,7 @@ T take(Result<T> result) {
 class Counting final : public lite::Backend {
  public:
   Counting(int gpu, int64_t* own, int64_t* shared)
-      : inner_(take(lite::make_cuda_backend(gpu))), own_(*own), shared_(*shared) {}
+      : inner_(take(lite::make_cuda_backend(gpu, true))), own_(*own), shared_(*shared) {}
   std::string name() const override { return inner_->name(); }
   Result<lite::Buffer> allocate(int64_t bytes) override {
     own_ += bytes;
@@ -68,7 +68,8 @@ SessionOptions options_of(const Model& model, int gpus) {
   o.kv = lite::DType::F32;
   o.mtp = model.config().num_nextn_predict_layers > 0;
   for (int gpu = 0; gpu < gpus; ++gpu)
-    o.device.gpus.push_back([] { return Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner()); });
+    o.device.gpus.push_back(
+        [](bool) { return Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner()); });
   return o;
 }
 

@@ -1,0 +1,531 @@
+// Attention of prompts by the matrix unit. A block has 64 rows of queries (tokens, with the heads that share keys) and walks
+// the positions they see 64 at a time, which is a block of the block table: scores, online softmax and sums of values stay in
+// its registers, f32; queries, keys, values and the softmax's exponentials are rounded to bf16.
+//
+// Expanded MLA goes in rounds. The tiles of all sequences' positions are numbered one after the other; a round expands a
+// chunk of them, every head's keys and values, and the queries take from there what they see. What a row has so far
+// is kept from round to round as it is, so that its bits do not depend on where a chunk ends. Rounds are recorded for as many positions
+// as the step's sequences can have; those without live ones return at once.
+#include "cuda/attention.h"
+#include "cuda/matrix.h"
+#include "ggml-lite/carver.h"
+#include "ggml-lite/kv.h"
+
+namespace lite::cuda {
+namespace {
+
+constexpr int kTile = int(kBlockRows);  // positions, and rows of queries
+constexpr int kThreads = kTile / 16 * kWarp;
+constexpr int kPad = 8;  // elements after a row in shared memory: 16 bytes of 8 rows are in different banks
+
+// Most values of a padded key and of a value.
+constexpr int kMostKey = 192, kMostValue = 128;
+
+__host__ __device__ constexpr int64_t tiles_of(int64_t n) {
+  return (n + kTile - 1) / kTile;
+}
+__host__ __device__ constexpr int64_t padded(int64_t n) {
+  return (n + 15) / 16 * 16;
+}
+
+// ---- what is attended to
+
+// The sequences of the step (StepInputs).
+struct Sequences {
+  const int32_t *counts, *seqs, *blocks;
+  int64_t blocks_stride;
+
+  __device__ int64_t n() const { return counts[kSequences]; }
+  __device__ int64_t first(int64_t s) const { return seqs[3 * s]; }
+  __device__ int64_t count(int64_t s) const { return seqs[3 * s + 1]; }
+  __device__ int64_t length(int64_t s) const { return seqs[3 * s + 2]; }
+  // The stream's row of the first position of a tile.
+  __device__ int64_t row(int64_t s, int64_t tile) const {
+    return blocks[s * blocks_stride + tile] * int64_t(kTile);
+  }
+};
+
+// A part of a key, or a value, of every position and group.
+struct Part {
+  const uint8_t* data;
+  int64_t row_stride, group_stride;  // bytes
+  int64_t n;
+  DType dtype;
+  bool in_chunk;  // rows of the round's chunk, not of the stream
+  bool wide;      // bf16 in whole pieces of 16 bytes
+
+  __device__ const uint8_t* at(int64_t stream_row, int64_t chunk_row, int64_t group) const {
+    return data + (in_chunk ? chunk_row : stream_row) * row_stride + group * group_stride;
+  }
+};
+
+Part part_of(const void* data, int64_t row_stride, int64_t group_stride, int64_t n, DType dtype) {
+  const bool wide =
+      dtype == DType::BF16 && n % 8 == 0 &&
+      (reinterpret_cast<uintptr_t>(data) | uintptr_t(row_stride) | uintptr_t(group_stride)) % 16 == 0;
+  return {static_cast<const uint8_t*>(data), row_stride, group_stride, n, dtype, false, wide};
+}
+
+// Starts to bring values [j, j + 8) of a row of n to shared memory; zeros beyond the last, or all if the row is dead.
+__device__ void load8(const Part& part, const uint8_t* row, int64_t j, bool live, uint16_t* to) {
+  if (part.wide && live && j < part.n) {
+    copy16_async(to, row + 2 * j);
+    return;
+  }
+  uint32_t* const words = reinterpret_cast<uint32_t*>(to);
+#pragma unroll
+  for (int k = 0; k < 8; k += 2) {
+    const float first = live && j + k < part.n ? decode(part.dtype, row, j + k) : 0.0f;
+    const float second = live && j + k + 1 < part.n ? decode(part.dtype, row, j + k + 1) : 0.0f;
+    words[k / 2] = bf16x2_of(first, second);
+  }
+}
+
+// Starts to bring a tile's rows to shared memory, `stride` elements apart.
+__device__ void load_tile(const Part& part, const uint8_t* row0, int64_t live, uint16_t* to, int stride) {
+  constexpr int kOfRow = 8;  // threads of a row: 128 bytes that follow each other
+  for (int r = thread() / kOfRow; r < kTile; r += kThreads / kOfRow)
+    for (int64_t j = thread() % kOfRow * 8; j < padded(part.n); j += kOfRow * 8)
+      load8(part, row0 + r * part.row_stride, j, r < live, to + r * stride + j);
+}
+
+// ---- attention
+
+struct Problem {
+  Values<float> q, q_rest;  // a query's parts; q_rest may have none
+  Part key, key_rest, value;
+  Sequences sequences;
+  int64_t heads_per_group;
+  int64_t window;       // or 0
+  int64_t chunk;        // tiles of a round
+  int64_t query_tiles;  // of the launch
+  float scale;          // of scores, to the base of 2
+  Values<float> y;      // unfinished sums between rounds
+  float* state;         // [T, H, 2] largest score and sum of exponentials between rounds
+
+  // Elements [j, j + 2) of a padded query.
+  __device__ uint32_t query(int64_t t, int64_t h, int64_t j) const {
+    const bool rest = j >= padded(q.n);
+    const int64_t i = rest ? j - padded(q.n) : j, n = rest ? q_rest.n : q.n;
+    if (i >= n) return 0;
+    const float* const row = rest ? q_rest.row(t, h) : q.row(t, h);
+    return bf16x2_of(row[i], i + 1 < n ? row[i + 1] : 0.0f);
+  }
+};
+
+// One of the two rows of queries that a thread has a part of.
+struct Query {
+  int64_t t, h;
+  bool live;
+  int from, to;  // positions it sees
+  float largest, total;
+};
+
+template <int kKey, int kValue>
+constexpr int64_t shared_bytes() {
+  return kTile * (kKey + kPad + kValue + kPad) * int64_t(sizeof(uint16_t));
+}
+
+// For keys and values padded to so many: query tile block_x(), the last one first since it sees most; group block_y().
+template <int kKey, int kValue>
+__global__ void prompt_kernel(Problem p, int64_t round) {
+  constexpr int kKeyStride = kKey + kPad, kValueStride = kValue + kPad;
+  const Sequences& sequences = p.sequences;
+  int64_t s = 0, tile0 = p.query_tiles - 1 - block_x(),
+          base = 0;  // base: number of the sequence's first tile
+  for (;; ++s) {
+    if (s == sequences.n()) return;
+    const int64_t tiles = tiles_of(sequences.count(s) * p.heads_per_group);
+    if (tile0 < tiles) break;
+    tile0 -= tiles;
+    base += tiles_of(sequences.length(s));
+  }
+  const int64_t group = block_y(), length = sequences.length(s), before = length - sequences.count(s);
+  const int64_t rows = sequences.count(s) * p.heads_per_group, row0 = tile0 * kTile;
+  const auto sees_from = [&](int64_t to) { return p.window ? max(int64_t(0), to - p.window) : 0; };
+  // What the first of the rows sees ends at first_to, what the last one sees at last_to.
+  const int64_t first_to = before + row0 / p.heads_per_group + 1,
+                last_to = before + (min(rows, row0 + kTile) - 1) / p.heads_per_group + 1;
+  const int64_t begin = sees_from(first_to) / kTile, end = tiles_of(last_to), round0 = round * p.chunk - base;
+  const int64_t tile_begin = max(begin, round0), tile_end = min(end, round0 + p.chunk);
+  if (tile_begin >= tile_end) return;
+
+  const int g = warp() * 16 + lane() / 4, i = lane() % 4 * 2;  // of multiply()
+  Query query[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int64_t row = min(row0 + g + 8 * e, rows - 1), token = row / p.heads_per_group;
+    query[e] = {sequences.first(s) + token,
+                group * p.heads_per_group + row % p.heads_per_group,
+                row0 + g + 8 * e < rows,
+                int(sees_from(before + token + 1)),
+                int(before + token + 1),
+                -INFINITY,
+                0};
+  }
+  uint32_t q[kKey / 16][4];
+#pragma unroll
+  for (int k = 0; k < kKey / 16; ++k)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) q[k][j] = p.query(query[j % 2].t, query[j % 2].h, 16 * k + i + j / 2 * 8);
+  float sum[kValue / 8][4] = {};
+  if (tile_begin > begin)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float* const state = p.state + (query[e].t * p.y.heads + query[e].h) * 2;
+      query[e].largest = state[0], query[e].total = state[1];
+      const float* const y = p.y.row(query[e].t, query[e].h);
+#pragma unroll
+      for (int n = 0; n < kValue / 8; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) sum[n][2 * e + k] = 8 * n + i + k < p.y.n ? y[8 * n + i + k] : 0.0f;
+    }
+
+  uint16_t* const keys = shared_memory<uint16_t>();    // [kTile, kKeyStride]
+  uint16_t* const values = keys + kTile * kKeyStride;  // [kTile, kValueStride]
+  const auto load_keys = [&](int64_t tile) {
+    const int64_t row = sequences.row(s, tile), chunk_row = (tile - round0) * kTile;
+    load_tile(p.key, p.key.at(row, chunk_row, group), kTile, keys, kKeyStride);
+    if (p.key_rest.n)
+      load_tile(p.key_rest, p.key_rest.at(row, chunk_row, group), kTile, keys + padded(p.key.n), kKeyStride);
+    commit_copies();
+  };
+  // Rows without a position are no numbers perhaps: their scores are not looked at, but their values meet zeros.
+  const auto load_values = [&](int64_t tile) {
+    const int64_t row = sequences.row(s, tile), chunk_row = (tile - round0) * kTile;
+    load_tile(p.value, p.value.at(row, chunk_row, group), length - tile * kTile, values, kValueStride);
+    commit_copies();
+  };
+  const int64_t used = padded(p.key.n) + padded(p.key_rest.n);
+  for (int r = thread(); r < kTile; r += kThreads)
+    for (int64_t j = used; j < kKey; ++j) keys[r * kKeyStride + j] = 0;
+
+  load_keys(tile_begin);
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    wait_copies<0>();
+    sync_block();  // the keys have arrived, and the last tile's values been read
+    load_values(tile);
+    float score[kTile / 8][4] = {};
+#pragma unroll
+    for (int k = 0; k < kKey / 16; ++k)
+#pragma unroll
+      for (int n = 0; n < kTile / 16; ++n) {
+        uint32_t b[4];
+        load_matrices(
+            b, keys + (16 * n + lane() % 8 + lane() / 16 * 8) * kKeyStride + 16 * k + lane() / 8 % 2 * 8);
+        multiply(score[2 * n], q[k], {b[0], b[1]});
+        multiply(score[2 * n + 1], q[k], {b[2], b[3]});
+      }
+    sync_block();  // the keys have been read
+    if (tile + 1 < tile_end) load_keys(tile + 1);
+
+    const int position = int(tile * kTile) + i;
+    const bool all = (tile + 1) * kTile <= first_to && tile * kTile >= sees_from(last_to);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float largest = query[e].largest;
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          float& x = score[n][2 * e + k];
+          const int at = position + 8 * n + k;
+          x = all || (at >= query[e].from && at < query[e].to) ? x * p.scale : -INFINITY;
+          largest = fmaxf(largest, x);
+        }
+      largest = fmaxf(largest, shuffle_xor(largest, 1));
+      largest = fmaxf(largest, shuffle_xor(largest, 2));
+      const float zero = largest == -INFINITY ? 0.0f : largest;  // nothing seen yet
+      const float factor = exp2f(query[e].largest - zero);
+      float total = 0;
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) total += score[n][2 * e + k] = exp2f(score[n][2 * e + k] - zero);
+      total += shuffle_xor(total, 1);
+      total += shuffle_xor(total, 2);
+      query[e].total = query[e].total * factor + total;
+      query[e].largest = largest;
+#pragma unroll
+      for (int n = 0; n < kValue / 8; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) sum[n][2 * e + k] *= factor;
+    }
+    if (tile + 1 < tile_end)
+      wait_copies<1>();
+    else
+      wait_copies<0>();
+    sync_block();  // the values have arrived
+#pragma unroll
+    for (int k = 0; k < kTile / 16; ++k) {
+      // What multiply() gave as d it takes as a.
+      const uint32_t a[4] = {bf16x2_of(score[2 * k][0], score[2 * k][1]),
+                             bf16x2_of(score[2 * k][2], score[2 * k][3]),
+                             bf16x2_of(score[2 * k + 1][0], score[2 * k + 1][1]),
+                             bf16x2_of(score[2 * k + 1][2], score[2 * k + 1][3])};
+#pragma unroll
+      for (int n = 0; n < kValue / 16; ++n) {
+        uint32_t b[4];
+        load_matrices_transposed(b,
+                                 values + (16 * k + lane() % 16) * kValueStride + 16 * n + lane() / 16 * 8);
+        multiply(sum[2 * n], a, {b[0], b[1]});
+        multiply(sum[2 * n + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    if (!query[e].live) continue;
+    const bool done = tile_end == end;
+    float* const y = p.y.row(query[e].t, query[e].h);
+#pragma unroll
+    for (int n = 0; n < kValue / 8; ++n)
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+        if (8 * n + i + k < p.y.n)
+          y[8 * n + i + k] = done ? sum[n][2 * e + k] / query[e].total : sum[n][2 * e + k];
+    if (done || i > 0) continue;
+    float* const state = p.state + (query[e].t * p.y.heads + query[e].h) * 2;
+    state[0] = query[e].largest, state[1] = query[e].total;
+  }
+}
+
+void attend(const Step& step, const Problem& p, int64_t groups, int64_t round) {
+  const int64_t key = padded(p.key.n) + padded(p.key_rest.n), value = padded(p.value.n);
+  const Grid grid = {p.query_tiles, groups};
+  if (key <= 64 && value <= 64)
+    launch(prompt_kernel<64, 64>, grid, kThreads, shared_bytes<64, 64>(), step.stream, p, round);
+  else if (key <= 128)
+    launch(prompt_kernel<128, 128>, grid, kThreads, shared_bytes<128, 128>(), step.stream, p, round);
+  else
+    launch(prompt_kernel<kMostKey, kMostValue>, grid, kThreads, shared_bytes<kMostKey, kMostValue>(),
+           step.stream, p, round);
+}
+
+// ---- keys and values from latents
+
+constexpr int kExpandThreads = 256;
+constexpr int kSide = 2 * kTile;  // of a block's result: positions, and columns
+constexpr int kDepth = 32;        // of the latent at a time
+constexpr int kDepthStride = kDepth + kPad, kResultStride = kSide + kPad;
+constexpr int64_t kExpandBytes = 2 * 2 * kSide * kDepthStride * int64_t(sizeof(uint16_t));
+static_assert(kExpandBytes >= kSide * kResultStride * int64_t(sizeof(uint16_t)) &&
+              kExpandBytes <= kSharedBytes);
+
+// Every head's keys and values [padded(dn) + padded(dv)] of a chunk's positions, bf16.
+struct Expansion {
+  Matrix kv_b;
+  int64_t heads, dn, dv;
+  Part latent;
+  Sequences sequences;
+  int64_t chunk;  // tiles
+  uint16_t* to;   // [heads, chunk * kTile, width]
+
+  __host__ __device__ int64_t width() const { return padded(dn) + padded(dv); }
+  // The row of kv_b that makes a column of the heads' side by side, or -1: padding.
+  __device__ int64_t row_of(int64_t column) const {
+    const int64_t head = column / width(), within = column % width(), value = within - padded(dn);
+    if (head >= heads || (within < padded(dn) ? within >= dn : value >= dv)) return -1;
+    return head * (dn + dv) + (within < padded(dn) ? within : dn + value);
+  }
+};
+
+// Tiles block_x() * 2 and the next of the round's chunk, columns from block_y() * kSide on. Warps take 32 positions and 64
+// columns each.
+__global__ void expand_kernel(Expansion x, int64_t round) {
+  const int64_t tile0 = round * x.chunk + int64_t(block_x()) * 2;
+  const uint8_t* latents[2] = {x.latent.data, x.latent.data};
+  int64_t live[2] = {};
+  int64_t base = 0;
+  for (int64_t s = 0; s < x.sequences.n(); ++s) {
+    const int64_t tiles = tiles_of(x.sequences.length(s));
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int64_t tile = tile0 + k - base;
+      if (tile < 0 || tile >= tiles) continue;
+      latents[k] = x.latent.at(x.sequences.row(s, tile), 0, 0);
+      live[k] = x.sequences.length(s) - tile * kTile;
+    }
+    base += tiles;
+  }
+  if (tile0 >= base) return;
+
+  uint16_t* const shared =
+      shared_memory<uint16_t>();  // 2 stages of positions and columns [2, kSide, kDepthStride]
+  const int64_t column0 = int64_t(block_y()) * kSide, row = x.row_of(column0 + thread() / 2);
+  const auto load = [&](int64_t j, int stage) {
+    uint16_t* const to = shared + stage * 2 * kSide * kDepthStride;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int r = thread() / 4, at = thread() % 4 * 8;
+      load8(x.latent, latents[k] + r * x.latent.row_stride, j + at, r < live[k],
+            to + (k * kTile + r) * kDepthStride + at);
+    }
+    commit_copies();
+    const int at = thread() % 2 * kPiece;
+    float w[kPiece] = {};
+    if (row >= 0 && j + at < x.kv_b.cols) x.kv_b.piece(row, j + at, w);
+    uint32_t* const words = reinterpret_cast<uint32_t*>(to + (kSide + thread() / 2) * kDepthStride + at);
+#pragma unroll
+    for (int k = 0; k < kPiece; k += 2) words[k / 2] = bf16x2_of(w[k], w[k + 1]);
+  };
+
+  const int position = warp() / 2 * 32, column = warp() % 2 * 64;
+  float sum[2][8][4] = {};
+  load(0, 0);
+  for (int64_t j = 0; j < x.kv_b.cols; j += kDepth) {
+    const int stage = int(j / kDepth % 2);
+    wait_copies<0>();
+    sync_block();  // this stage has arrived, and the other been read
+    if (j + kDepth < x.kv_b.cols) load(j + kDepth, 1 - stage);
+    const uint16_t* const from = shared + stage * 2 * kSide * kDepthStride;
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16) {
+      uint32_t a[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+        load_matrices(a[m], from + (position + 16 * m + lane() % 16) * kDepthStride + k + lane() / 16 * 8);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        uint32_t b[4];
+        load_matrices(b, from + (kSide + column + 16 * n + lane() % 8 + lane() / 16 * 8) * kDepthStride + k +
+                             lane() / 8 % 2 * 8);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          multiply(sum[m][2 * n], a[m], {b[0], b[1]});
+          multiply(sum[m][2 * n + 1], a[m], {b[2], b[3]});
+        }
+      }
+    }
+  }
+  sync_block();
+  // Through shared memory, so that 16 bytes are written at once.
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int r = position + 16 * m + lane() / 4 + 8 * e, c = column + 8 * n + lane() % 4 * 2;
+        *reinterpret_cast<uint32_t*>(shared + r * kResultStride + c) =
+            bf16x2_of(sum[m][n][2 * e], sum[m][n][2 * e + 1]);
+      }
+  sync_block();
+  constexpr int kEights = kSide / 8;
+  const int c = thread() % kEights * 8;
+  const int64_t head = (column0 + c) / x.width(), within = (column0 + c) % x.width();
+  if (head >= x.heads) return;
+  uint16_t* const to = x.to + (head * x.chunk + int64_t(block_x()) * 2) * kTile * x.width() + within;
+  for (int r = thread() / kEights; r < kSide; r += kExpandThreads / kEights)
+    store16(to + r * x.width(), load16(shared + r * kResultStride + c));
+}
+
+// Tiles that `tokens` tokens' sequences can have at most, a sequence being of some token.
+int64_t most_tiles(const Graph& g, const Node& n, int64_t tokens) {
+  const int64_t context = std::get<AttentionParams>(n.params).context, sequences = g.tensor(n.in[4]).shape[0];
+  return std::min(sequences, tokens) * tiles_of(context);
+}
+
+// Scratch of attention_expanded. A chunk has 8 positions for each token of the largest step, which for the latents and
+// heads of DeepSeek V3 is the memory that the f32 kernels need; so the rounds are few, however long a context may be.
+struct Scratch {
+  int64_t chunk;   // tiles, an even number
+  uint16_t* rows;  // Expansion::to
+  float* state;    // Problem::state
+  int64_t bytes;
+
+  Scratch(const Graph& g, const Node& n, std::byte* memory) {
+    const Tensor &q = g.tensor(n.in[0]), &y = g.tensor(n.out[0]);
+    const int64_t tokens = y.shape[0], heads = y.shape[1];
+    chunk = round_up(std::min(std::max<int64_t>(4, tiles_of(8 * tokens)), most_tiles(g, n, tokens)), 2);
+    Carver carve(memory);
+    rows = carve.take<uint16_t>(heads * chunk * kTile * (padded(q.shape[2]) + padded(y.shape[2])));
+    state = carve.take<float>(tokens * heads * 2);
+    bytes = carve.used();
+  }
+};
+
+Sequences sequences_of(const Graph& g, const Node& n, Var seqs, Var blocks) {
+  return {g.tensor(n.counts).row<int32_t>(0), g.tensor(seqs).row<int32_t>(0),
+          g.tensor(blocks).row<int32_t>(0), g.tensor(blocks).stride[0] / 4};
+}
+
+Problem problem(const Graph& g, const Node& n, Var seqs, Var blocks, int64_t heads_per_group,
+                const Step& step) {
+  const auto params = std::get<AttentionParams>(n.params);
+  Problem p = {};
+  p.q = values_of<float>(g.tensor(n.in[0]));
+  p.y = values_of<float>(g.tensor(n.out[0]));
+  p.sequences = sequences_of(g, n, seqs, blocks);
+  p.heads_per_group = heads_per_group;
+  p.window = params.window;
+  p.scale = params.scale * 1.44269504f;
+  p.chunk = int64_t(1) << 40;  // one round
+  // Every live row, and of each sequence a tile that is not full.
+  const int64_t tokens = std::min(g.tensor(n.out[0]).shape[0], step.rows);
+  p.query_tiles = tiles_of(tokens * heads_per_group) + std::min(tokens, g.tensor(seqs).shape[0]);
+  return p;
+}
+
+void expanded(const Graph& g, const Node& n, const Step& step) {
+  const Tensor &kv_b = g.tensor(n.in[2]), &stream = g.tensor(n.in[3]);
+  const Scratch scratch(g, n, g.tensor(n.workspace).data);
+  Problem p = problem(g, n, n.in[4], n.in[5], 1, step);
+  const int64_t r = kv_b.shape[1];
+  const Expansion x = {matrix_of(kv_b),
+                       p.y.heads,
+                       p.q.n,
+                       p.y.n,
+                       part_of(stream.data, stream.stride[0], 0, r, stream.dtype),
+                       p.sequences,
+                       scratch.chunk,
+                       scratch.rows};
+  const int64_t row_bytes = x.width() * int64_t(sizeof(uint16_t)),
+                head_bytes = scratch.chunk * kTile * row_bytes;
+  p.q_rest = values_of<float>(g.tensor(n.in[1]));
+  p.key = part_of(scratch.rows, row_bytes, head_bytes, padded(x.dn), DType::BF16);
+  p.value = part_of(scratch.rows + padded(x.dn), row_bytes, head_bytes, padded(x.dv), DType::BF16);
+  p.key.in_chunk = p.value.in_chunk = true;
+  p.key_rest =
+      part_of(stream.data + r * size_of(stream.dtype), stream.stride[0], 0, p.q_rest.n, stream.dtype);
+  p.chunk = scratch.chunk;
+  p.state = scratch.state;
+  const int64_t tiles = most_tiles(g, n, std::min(g.tensor(n.out[0]).shape[0], step.rows));
+  for (int64_t round = 0; round * scratch.chunk < tiles; ++round) {
+    launch(expand_kernel, {scratch.chunk / 2, ceil_div(x.heads * x.width(), kSide)}, kExpandThreads,
+           kExpandBytes, step.stream, x, round);
+    attend(step, p, x.heads, round);
+  }
+}
+
+void grouped(const Graph& g, const Node& n, const Step& step) {
+  const Tensor& stream = g.tensor(n.in[1]);
+  const int64_t size = g.tensor(n.in[0]).shape[2], groups = stream.shape[1] / (2 * size),
+                bytes = size * size_of(stream.dtype);
+  Problem p = problem(g, n, n.in[2], n.in[3], g.tensor(n.in[0]).shape[1] / groups, step);
+  p.key = part_of(stream.data, stream.stride[0], bytes, size, stream.dtype);
+  p.value = part_of(stream.data + groups * bytes, stream.stride[0], bytes, size, stream.dtype);
+  attend(step, p, groups, 0);
+}
+
+}  // namespace
+
+bool has_prompt_attention(const Graph& g, const Node& n) {
+  const Tensor &q = g.tensor(n.in[0]), &y = g.tensor(n.out[0]);
+  const bool from_latents = n.op == Op::AttentionExpanded;
+  if (!from_latents && n.op != Op::AttentionGrouped) return false;
+  const int64_t key = padded(q.shape[2]) + (from_latents ? padded(g.tensor(n.in[1]).shape[2]) : 0),
+                value = padded(y.shape[2]);
+  return key <= kMostKey && value <= kMostValue && q.shape[1] * (key + value) / kSide < kGridYZ;
+}
+
+int64_t prompt_attention_workspace(const Graph& g, const Node& n) {
+  return n.op == Op::AttentionExpanded && has_prompt_attention(g, n) ? Scratch(g, n, nullptr).bytes : 0;
+}
+
+void prompt_attention(const Graph& g, const Node& n, const Step& step) {
+  n.op == Op::AttentionExpanded ? expanded(g, n, step) : grouped(g, n, step);
+}
+
+}  // namespace lite::cuda
