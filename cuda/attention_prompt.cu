@@ -316,6 +316,7 @@ static_assert(kExpandBytes >= kSide * kResultStride * int64_t(sizeof(uint16_t)) 
 // Every head's keys and values [padded(dn) + padded(dv)] of a chunk's positions, bf16.
 struct Expansion {
   Matrix kv_b;
+  Part weights;  // kv_b without its scales
   int64_t heads, dn, dv;
   Part latent;
   Sequences sequences;
@@ -335,8 +336,9 @@ struct Expansion {
 // columns each.
 __global__ void expand_kernel(Expansion x, int64_t round) {
   const int64_t tile0 = round * x.chunk + int64_t(block_x()) * 2;
+  const int r = thread() / 4;  // of the rows that this thread brings of either tile
   const uint8_t* latents[2] = {x.latent.data, x.latent.data};
-  int64_t live[2] = {};
+  bool live[2] = {};
   int64_t base = 0;
   for (int64_t s = 0; s < x.sequences.n(); ++s) {
     const int64_t tiles = tiles_of(x.sequences.length(s));
@@ -344,8 +346,8 @@ __global__ void expand_kernel(Expansion x, int64_t round) {
     for (int k = 0; k < 2; ++k) {
       const int64_t tile = tile0 + k - base;
       if (tile < 0 || tile >= tiles) continue;
-      latents[k] = x.latent.at(x.sequences.row(s, tile), 0, 0);
-      live[k] = x.sequences.length(s) - tile * kTile;
+      latents[k] = x.latent.at(x.sequences.row(s, tile) + r, 0, 0);
+      live[k] = tile * kTile + r < x.sequences.length(s);
     }
     base += tiles;
   }
@@ -353,32 +355,60 @@ __global__ void expand_kernel(Expansion x, int64_t round) {
 
   uint16_t* const shared =
       shared_memory<uint16_t>();  // 2 stages of positions and columns [2, kSide, kDepthStride]
-  const int64_t column0 = int64_t(block_y()) * kSide, row = x.row_of(column0 + thread() / 2);
-  const auto load = [&](int64_t j, int stage) {
+  const int64_t column0 = int64_t(block_y()) * kSide;
+  const int cols = int(x.kv_b.cols);
+  // A thread brings 16 values of a row of kv_b: bf16 as they are, codes of e4m3 fetched before the products of what came
+  // before them and decoded afterwards, others decoded at once.
+  const bool as_is = x.weights.wide && !x.kv_b.scale,
+             codes = x.kv_b.dtype == DType::F8_E4M3 && x.kv_b.wide && x.kv_b.one_scale && cols % kPiece == 0;
+  const int row = int(x.row_of(column0 + thread() / 2)), piece = thread() % 2 * kPiece;
+  const uint8_t* const weights = x.kv_b.data + max(row, 0) * x.kv_b.stride;
+  Words4 fetched = {};
+  float scale = 1;
+  const auto fetch = [&](int j, int stage) {
     uint16_t* const to = shared + stage * 2 * kSide * kDepthStride;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const int r = thread() / 4, at = thread() % 4 * 8;
-      load8(x.latent, latents[k] + r * x.latent.row_stride, j + at, r < live[k],
-            to + (k * kTile + r) * kDepthStride + at);
+      const int at = thread() % 4 * 8;
+      load8(x.latent, latents[k], j + at, live[k], to + (k * kTile + r) * kDepthStride + at);
+    }
+    const bool there = row >= 0 && j + piece < cols;
+    if (as_is)
+#pragma unroll
+      for (int k = 0; k < kPiece; k += 8)
+        load8(x.weights, weights, j + piece + k, there,
+              to + (kSide + thread() / 2) * kDepthStride + piece + k);
+    if (codes && there) {
+      fetched = load16(weights + j + piece);
+      if (x.kv_b.scale) scale = x.kv_b.scale_at(row, j + piece);
     }
     commit_copies();
-    const int at = thread() % 2 * kPiece;
+  };
+  const auto put = [&](int j, int stage) {
+    if (as_is) return;
     float w[kPiece] = {};
-    if (row >= 0 && j + at < x.kv_b.cols) x.kv_b.piece(row, j + at, w);
-    uint32_t* const words = reinterpret_cast<uint32_t*>(to + (kSide + thread() / 2) * kDepthStride + at);
+    if (row >= 0 && j + piece < cols) {
+      if (codes)
 #pragma unroll
-    for (int k = 0; k < kPiece; k += 2) words[k / 2] = bf16x2_of(w[k], w[k + 1]);
+        for (int k = 0; k < 4; ++k) f32_of_e4m3x4(fetched.word[k], w + 4 * k);
+      else
+        x.kv_b.piece(row, j + piece, w);
+    }
+    uint32_t* const words = reinterpret_cast<uint32_t*>(shared + stage * 2 * kSide * kDepthStride +
+                                                        (kSide + thread() / 2) * kDepthStride + piece);
+#pragma unroll
+    for (int k = 0; k < kPiece; k += 2) words[k / 2] = bf16x2_of(w[k] * scale, w[k + 1] * scale);
   };
 
   const int position = warp() / 2 * 32, column = warp() % 2 * 64;
   float sum[2][8][4] = {};
-  load(0, 0);
-  for (int64_t j = 0; j < x.kv_b.cols; j += kDepth) {
-    const int stage = int(j / kDepth % 2);
+  fetch(0, 0);
+  put(0, 0);
+  for (int j = 0; j < cols; j += kDepth) {
+    const int stage = j / kDepth % 2;
     wait_copies<0>();
     sync_block();  // this stage has arrived, and the other been read
-    if (j + kDepth < x.kv_b.cols) load(j + kDepth, 1 - stage);
+    if (j + kDepth < cols) fetch(j + kDepth, 1 - stage);
     const uint16_t* const from = shared + stage * 2 * kSide * kDepthStride;
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
@@ -398,6 +428,7 @@ __global__ void expand_kernel(Expansion x, int64_t round) {
         }
       }
     }
+    if (j + kDepth < cols) put(j + kDepth, 1 - stage);
   }
   sync_block();
   // Through shared memory, so that 16 bytes are written at once.
@@ -473,14 +504,10 @@ void expanded(const Graph& g, const Node& n, const Step& step) {
   const Scratch scratch(g, n, g.tensor(n.workspace).data);
   Problem p = problem(g, n, n.in[4], n.in[5], 1, step);
   const int64_t r = kv_b.shape[1];
-  const Expansion x = {matrix_of(kv_b),
-                       p.y.heads,
-                       p.q.n,
-                       p.y.n,
-                       part_of(stream.data, stream.stride[0], 0, r, stream.dtype),
-                       p.sequences,
-                       scratch.chunk,
-                       scratch.rows};
+  const Expansion x = {
+      matrix_of(kv_b), part_of(kv_b.data, kv_b.stride[0], 0, r, kv_b.dtype),       p.y.heads,   p.q.n,
+      p.y.n,           part_of(stream.data, stream.stride[0], 0, r, stream.dtype), p.sequences, scratch.chunk,
+      scratch.rows};
   const int64_t row_bytes = x.width() * int64_t(sizeof(uint16_t)),
                 head_bytes = scratch.chunk * kTile * row_bytes;
   p.q_rest = values_of<float>(g.tensor(n.in[1]));

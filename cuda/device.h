@@ -11,8 +11,8 @@
 namespace lite::cuda {
 
 constexpr int kWarp = 32;
-// More than this a block has only by asking, and no GPU has less.
-constexpr int64_t kSharedBytes = 48 << 10;
+// Shared memory of a block: what every launch gets, and what it gets on every GPU by asking, as launch() does.
+constexpr int64_t kSharedBytes = 48 << 10, kSharedMost = 99 << 10;
 constexpr int64_t kGridX = 0x7FFFFFFF, kGridYZ = 65535;  // most blocks in a direction
 
 // Blocks of a launch.
@@ -184,6 +184,8 @@ __device__ inline void load_matrices_transposed(uint32_t (&to)[4], const void* r
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream& stream, const A&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared > kSharedBytes)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
   config.blockDim = dim3(unsigned(threads));

@@ -204,7 +204,7 @@ void run_grid(int64_t x, int64_t y, int64_t z, int threads, int64_t shared_bytes
   if (x > kGridX || y > kGridYZ || z > kGridYZ) fail("more blocks than a grid can have");
   if (threads < 1 || threads > 1024 || threads % kWarp != 0)
     fail("a block has whole warps, and at most 1024 threads");
-  if (shared_bytes > kSharedBytes) fail("more shared memory than a block can have");
+  if (shared_bytes > kSharedMost) fail("more shared memory than a block can have");
   const std::unique_ptr<std::byte[]> shared(new std::byte[size_t(shared_bytes)]);
   for (int64_t i = 0; i < z; ++i)
     for (int64_t j = 0; j < y; ++j)

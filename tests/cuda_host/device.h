@@ -17,6 +17,7 @@
 #define __device__
 #define __host__
 #define __restrict__
+#define __launch_bounds__(...)
 
 namespace lite::cuda {
 
