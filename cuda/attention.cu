@@ -326,8 +326,8 @@ struct Expanded {
   }
 };
 
-bool by_matrix_unit(const Graph& g, const Node& n, const Step& step) {
-  return step.phase == kPrompt && !step.exact && has_prompt_attention(g, n);
+bool rounds_to_bf16(const Step& step) {
+  return step.phase == kPrompt && !step.exact;
 }
 
 }  // namespace
@@ -365,6 +365,7 @@ Status check_attention(const Graph& g, const Node& n) {
 }
 
 void attention_latent(const Graph& g, const Node& n, const Step& step) {
+  if (rounds_to_bf16(step) && has_absorbed_attention(g, n)) return absorbed_attention(g, n, step);
   const Problem p =
       latent(g, n, values_of<float>(g.tensor(n.in[0])), n.in[1], n.in[2], n.in[3], n.in[4], step);
   attend(step, p, std::get<AttentionParams>(n.params).context, g.tensor(n.workspace).row<float>(0));
@@ -373,7 +374,7 @@ void attention_latent(const Graph& g, const Node& n, const Step& step) {
 // In the latent space too: the query goes there by each head's key rows, the result comes back by its value rows. Keys and
 // values are never expanded, so no memory grows with the context.
 void attention_expanded(const Graph& g, const Node& n, const Step& step) {
-  if (by_matrix_unit(g, n, step)) return prompt_attention(g, n, step);
+  if (rounds_to_bf16(step) && has_prompt_attention(g, n)) return prompt_attention(g, n, step);
   const Tensor &q_nope = g.tensor(n.in[0]), &kv_b = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
   const int64_t dn = q_nope.shape[2], dv = y.shape[2];
   const Expanded scratch(g, n, g.tensor(n.workspace).data);
@@ -385,7 +386,7 @@ void attention_expanded(const Graph& g, const Node& n, const Step& step) {
 }
 
 void attention_grouped(const Graph& g, const Node& n, const Step& step) {
-  if (by_matrix_unit(g, n, step)) return prompt_attention(g, n, step);
+  if (rounds_to_bf16(step) && has_prompt_attention(g, n)) return prompt_attention(g, n, step);
   attend(step, grouped(g, n, step), std::get<AttentionParams>(n.params).context,
          g.tensor(n.workspace).row<float>(0));
 }

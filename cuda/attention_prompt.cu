@@ -7,109 +7,32 @@
 // is kept from round to round as it is, so that its bits do not depend on where a chunk ends. Rounds are recorded for as many positions
 // as the step's sequences can have; those without live ones return at once.
 #include "cuda/attention.h"
-#include "cuda/matrix.h"
+#include "cuda/attention_tiles.h"
 #include "ggml-lite/carver.h"
-#include "ggml-lite/kv.h"
 
 namespace lite::cuda {
 namespace {
 
 constexpr int kTile = int(kBlockRows);  // positions, and rows of queries
 constexpr int kThreads = kTile / 16 * kWarp;
-constexpr int kPad = 8;  // elements after a row in shared memory: 16 bytes of 8 rows are in different banks
-
 // Most values of a padded key and of a value.
 constexpr int kMostKey = 192, kMostValue = 128;
-
-__host__ __device__ constexpr int64_t tiles_of(int64_t n) {
-  return (n + kTile - 1) / kTile;
-}
-__host__ __device__ constexpr int64_t padded(int64_t n) {
-  return (n + 15) / 16 * 16;
-}
-
-// ---- what is attended to
-
-// The sequences of the step (StepInputs).
-struct Sequences {
-  const int32_t *counts, *seqs, *blocks;
-  int64_t blocks_stride;
-
-  __device__ int64_t n() const { return counts[kSequences]; }
-  __device__ int64_t first(int64_t s) const { return seqs[3 * s]; }
-  __device__ int64_t count(int64_t s) const { return seqs[3 * s + 1]; }
-  __device__ int64_t length(int64_t s) const { return seqs[3 * s + 2]; }
-  // The stream's row of the first position of a tile.
-  __device__ int64_t row(int64_t s, int64_t tile) const {
-    return blocks[s * blocks_stride + tile] * int64_t(kTile);
-  }
-};
-
-// A part of a key, or a value, of every position and group.
-struct Part {
-  const uint8_t* data;
-  int64_t row_stride, group_stride;  // bytes
-  int64_t n;
-  DType dtype;
-  bool in_chunk;  // rows of the round's chunk, not of the stream
-  bool wide;      // bf16 in whole pieces of 16 bytes
-
-  __device__ const uint8_t* at(int64_t stream_row, int64_t chunk_row, int64_t group) const {
-    return data + (in_chunk ? chunk_row : stream_row) * row_stride + group * group_stride;
-  }
-};
-
-Part part_of(const void* data, int64_t row_stride, int64_t group_stride, int64_t n, DType dtype) {
-  const bool wide =
-      dtype == DType::BF16 && n % 8 == 0 &&
-      (reinterpret_cast<uintptr_t>(data) | uintptr_t(row_stride) | uintptr_t(group_stride)) % 16 == 0;
-  return {static_cast<const uint8_t*>(data), row_stride, group_stride, n, dtype, false, wide};
-}
-
-// Starts to bring values [j, j + 8) of a row of n to shared memory; zeros beyond the last, or all if the row is dead.
-__device__ void load8(const Part& part, const uint8_t* row, int64_t j, bool live, uint16_t* to) {
-  if (part.wide && live && j < part.n) {
-    copy16_async(to, row + 2 * j);
-    return;
-  }
-  uint32_t* const words = reinterpret_cast<uint32_t*>(to);
-#pragma unroll
-  for (int k = 0; k < 8; k += 2) {
-    const float first = live && j + k < part.n ? decode(part.dtype, row, j + k) : 0.0f;
-    const float second = live && j + k + 1 < part.n ? decode(part.dtype, row, j + k + 1) : 0.0f;
-    words[k / 2] = bf16x2_of(first, second);
-  }
-}
-
-// Starts to bring a tile's rows to shared memory, `stride` elements apart.
-__device__ void load_tile(const Part& part, const uint8_t* row0, int64_t live, uint16_t* to, int stride) {
-  constexpr int kOfRow = 8;  // threads of a row: 128 bytes that follow each other
-  for (int r = thread() / kOfRow; r < kTile; r += kThreads / kOfRow)
-    for (int64_t j = thread() % kOfRow * 8; j < padded(part.n); j += kOfRow * 8)
-      load8(part, row0 + r * part.row_stride, j, r < live, to + r * stride + j);
-}
 
 // ---- attention
 
 struct Problem {
-  Values<float> q, q_rest;  // a query's parts; q_rest may have none
+  Queries queries;
   Part key, key_rest, value;
-  Sequences sequences;
-  int64_t heads_per_group;
-  int64_t window;       // or 0
-  int64_t chunk;        // tiles of a round
-  int64_t query_tiles;  // of the launch
-  float scale;          // of scores, to the base of 2
-  Values<float> y;      // unfinished sums between rounds
-  float* state;         // [T, H, 2] largest score and sum of exponentials between rounds
+  int64_t chunk;    // tiles of a round
+  Values<float> y;  // unfinished sums between rounds
+  float* state;     // [T, H, 2] largest score and sum of exponentials between rounds
 
-  // Elements [j, j + 2) of a padded query.
+  // Elements j and j + 1 of a query as the keys lie in shared memory, each part padded.
   __device__ uint32_t query(int64_t t, int64_t h, int64_t j) const {
-    const bool rest = j >= padded(q.n);
-    const int64_t i = rest ? j - padded(q.n) : j, n = rest ? q_rest.n : q.n;
-    if (i >= n) return 0;
-    const float* const row = rest ? q_rest.row(t, h) : q.row(t, h);
-    return bf16x2_of(row[i], i + 1 < n ? row[i + 1] : 0.0f);
+    const bool rest = j >= padded(key.n);
+    const int64_t i = rest ? j - padded(key.n) : j, n = rest ? queries.q_rest.n : queries.q.n;
+    const float* const row = rest ? queries.q_rest.row(t, h) : queries.q.row(t, h);
+    return bf16x2_of(i < n ? row[i] : 0.0f, i + 1 < n ? row[i + 1] : 0.0f);
   }
 };
 
@@ -130,23 +53,15 @@ constexpr int64_t shared_bytes() {
 template <int kKey, int kValue>
 __global__ void prompt_kernel(Problem p, int64_t round) {
   constexpr int kKeyStride = kKey + kPad, kValueStride = kValue + kPad;
-  const Sequences& sequences = p.sequences;
-  int64_t s = 0, tile0 = p.query_tiles - 1 - block_x(),
-          base = 0;  // base: number of the sequence's first tile
-  for (;; ++s) {
-    if (s == sequences.n()) return;
-    const int64_t tiles = tiles_of(sequences.count(s) * p.heads_per_group);
-    if (tile0 < tiles) break;
-    tile0 -= tiles;
-    base += tiles_of(sequences.length(s));
-  }
-  const int64_t group = block_y(), length = sequences.length(s), before = length - sequences.count(s);
-  const int64_t rows = sequences.count(s) * p.heads_per_group, row0 = tile0 * kTile;
-  const auto sees_from = [&](int64_t to) { return p.window ? max(int64_t(0), to - p.window) : 0; };
-  // What the first of the rows sees ends at first_to, what the last one sees at last_to.
-  const int64_t first_to = before + row0 / p.heads_per_group + 1,
-                last_to = before + (min(rows, row0 + kTile) - 1) / p.heads_per_group + 1;
-  const int64_t begin = sees_from(first_to) / kTile, end = tiles_of(last_to), round0 = round * p.chunk - base;
+  const Queries& queries = p.queries;
+  const Sequences& sequences = queries.sequences;
+  QueryTile at;
+  if (!at.find(queries, block_x(), kTile)) return;
+  const int64_t group = block_y(), length = sequences.length(at.s);
+  // Where what the first of the rows sees ends, and what the last one sees.
+  const int64_t first_to = at.to(queries, at.row0), last_to = at.to(queries, at.row0 + kTile - 1);
+  const int64_t begin = queries.sees_from(first_to) / kTile, end = tiles_of(last_to);
+  const int64_t round0 = round * p.chunk - at.positions;
   const int64_t tile_begin = max(begin, round0), tile_end = min(end, round0 + p.chunk);
   if (tile_begin >= tile_end) return;
 
@@ -154,12 +69,12 @@ __global__ void prompt_kernel(Problem p, int64_t round) {
   Query query[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    const int64_t row = min(row0 + g + 8 * e, rows - 1), token = row / p.heads_per_group;
-    query[e] = {sequences.first(s) + token,
-                group * p.heads_per_group + row % p.heads_per_group,
-                row0 + g + 8 * e < rows,
-                int(sees_from(before + token + 1)),
-                int(before + token + 1),
+    const int64_t row = at.row0 + g + 8 * e, to = at.to(queries, row);
+    query[e] = {sequences.first(at.s) + at.token(queries, row),
+                group * queries.heads_per_group + row % queries.heads_per_group,
+                row < at.rows,
+                int(queries.sees_from(to)),
+                int(to),
                 -INFINITY,
                 0};
   }
@@ -184,16 +99,18 @@ __global__ void prompt_kernel(Problem p, int64_t round) {
   uint16_t* const keys = shared_memory<uint16_t>();    // [kTile, kKeyStride]
   uint16_t* const values = keys + kTile * kKeyStride;  // [kTile, kValueStride]
   const auto load_keys = [&](int64_t tile) {
-    const int64_t row = sequences.row(s, tile), chunk_row = (tile - round0) * kTile;
-    load_tile(p.key, p.key.at(row, chunk_row, group), kTile, keys, kKeyStride);
+    const int64_t row = sequences.row(at.s, tile * kTile), chunk_row = (tile - round0) * kTile;
+    load_rows<kTile, kThreads>(p.key, p.key.at(row, chunk_row, group), kTile, keys, kKeyStride);
     if (p.key_rest.n)
-      load_tile(p.key_rest, p.key_rest.at(row, chunk_row, group), kTile, keys + padded(p.key.n), kKeyStride);
+      load_rows<kTile, kThreads>(p.key_rest, p.key_rest.at(row, chunk_row, group), kTile,
+                                 keys + padded(p.key.n), kKeyStride);
     commit_copies();
   };
   // Rows without a position are no numbers perhaps: their scores are not looked at, but their values meet zeros.
   const auto load_values = [&](int64_t tile) {
-    const int64_t row = sequences.row(s, tile), chunk_row = (tile - round0) * kTile;
-    load_tile(p.value, p.value.at(row, chunk_row, group), length - tile * kTile, values, kValueStride);
+    const int64_t row = sequences.row(at.s, tile * kTile), chunk_row = (tile - round0) * kTile;
+    load_rows<kTile, kThreads>(p.value, p.value.at(row, chunk_row, group), length - tile * kTile, values,
+                               kValueStride);
     commit_copies();
   };
   const int64_t used = padded(p.key.n) + padded(p.key_rest.n);
@@ -220,7 +137,7 @@ __global__ void prompt_kernel(Problem p, int64_t round) {
     if (tile + 1 < tile_end) load_keys(tile + 1);
 
     const int position = int(tile * kTile) + i;
-    const bool all = (tile + 1) * kTile <= first_to && tile * kTile >= sees_from(last_to);
+    const bool all = (tile + 1) * kTile <= first_to && tile * kTile >= queries.sees_from(last_to);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float largest = query[e].largest;
@@ -229,8 +146,8 @@ __global__ void prompt_kernel(Problem p, int64_t round) {
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           float& x = score[n][2 * e + k];
-          const int at = position + 8 * n + k;
-          x = all || (at >= query[e].from && at < query[e].to) ? x * p.scale : -INFINITY;
+          const int now = position + 8 * n + k;
+          x = all || (now >= query[e].from && now < query[e].to) ? x * queries.scale : -INFINITY;
           largest = fmaxf(largest, x);
         }
       largest = fmaxf(largest, shuffle_xor(largest, 1));
@@ -293,7 +210,7 @@ __global__ void prompt_kernel(Problem p, int64_t round) {
 
 void attend(const Step& step, const Problem& p, int64_t groups, int64_t round) {
   const int64_t key = padded(p.key.n) + padded(p.key_rest.n), value = padded(p.value.n);
-  const Grid grid = {p.query_tiles, groups};
+  const Grid grid = {p.queries.tiles, groups};
   if (key <= 64 && value <= 64)
     launch(prompt_kernel<64, 64>, grid, kThreads, shared_bytes<64, 64>(), step.stream, p, round);
   else if (key <= 128)
@@ -346,7 +263,7 @@ __global__ void expand_kernel(Expansion x, int64_t round) {
     for (int k = 0; k < 2; ++k) {
       const int64_t tile = tile0 + k - base;
       if (tile < 0 || tile >= tiles) continue;
-      latents[k] = x.latent.at(x.sequences.row(s, tile) + r, 0, 0);
+      latents[k] = x.latent.at(x.sequences.row(s, tile * kTile) + r, 0, 0);
       live[k] = tile * kTile + r < x.sequences.length(s);
     }
     base += tiles;
@@ -477,25 +394,12 @@ struct Scratch {
   }
 };
 
-Sequences sequences_of(const Graph& g, const Node& n, Var seqs, Var blocks) {
-  return {g.tensor(n.counts).row<int32_t>(0), g.tensor(seqs).row<int32_t>(0),
-          g.tensor(blocks).row<int32_t>(0), g.tensor(blocks).stride[0] / 4};
-}
-
 Problem problem(const Graph& g, const Node& n, Var seqs, Var blocks, int64_t heads_per_group,
                 const Step& step) {
-  const auto params = std::get<AttentionParams>(n.params);
   Problem p = {};
-  p.q = values_of<float>(g.tensor(n.in[0]));
-  p.y = values_of<float>(g.tensor(n.out[0]));
-  p.sequences = sequences_of(g, n, seqs, blocks);
-  p.heads_per_group = heads_per_group;
-  p.window = params.window;
-  p.scale = params.scale * 1.44269504f;
+  p.queries = queries_of(g, n, seqs, blocks, heads_per_group, kTile, step);
   p.chunk = int64_t(1) << 40;  // one round
-  // Every live row, and of each sequence a tile that is not full.
-  const int64_t tokens = std::min(g.tensor(n.out[0]).shape[0], step.rows);
-  p.query_tiles = tiles_of(tokens * heads_per_group) + std::min(tokens, g.tensor(seqs).shape[0]);
+  p.y = values_of<float>(g.tensor(n.out[0]));
   return p;
 }
 
@@ -504,18 +408,23 @@ void expanded(const Graph& g, const Node& n, const Step& step) {
   const Scratch scratch(g, n, g.tensor(n.workspace).data);
   Problem p = problem(g, n, n.in[4], n.in[5], 1, step);
   const int64_t r = kv_b.shape[1];
-  const Expansion x = {
-      matrix_of(kv_b), part_of(kv_b.data, kv_b.stride[0], 0, r, kv_b.dtype),       p.y.heads,   p.q.n,
-      p.y.n,           part_of(stream.data, stream.stride[0], 0, r, stream.dtype), p.sequences, scratch.chunk,
-      scratch.rows};
+  const Expansion x = {matrix_of(kv_b),
+                       part_of(kv_b.data, kv_b.stride[0], 0, r, kv_b.dtype),
+                       p.y.heads,
+                       p.queries.q.n,
+                       p.y.n,
+                       part_of(stream.data, stream.stride[0], 0, r, stream.dtype),
+                       p.queries.sequences,
+                       scratch.chunk,
+                       scratch.rows};
   const int64_t row_bytes = x.width() * int64_t(sizeof(uint16_t)),
                 head_bytes = scratch.chunk * kTile * row_bytes;
-  p.q_rest = values_of<float>(g.tensor(n.in[1]));
+  p.queries.q_rest = values_of<float>(g.tensor(n.in[1]));
   p.key = part_of(scratch.rows, row_bytes, head_bytes, padded(x.dn), DType::BF16);
   p.value = part_of(scratch.rows + padded(x.dn), row_bytes, head_bytes, padded(x.dv), DType::BF16);
   p.key.in_chunk = p.value.in_chunk = true;
   p.key_rest =
-      part_of(stream.data + r * size_of(stream.dtype), stream.stride[0], 0, p.q_rest.n, stream.dtype);
+      part_of(stream.data + r * size_of(stream.dtype), stream.stride[0], 0, p.queries.q_rest.n, stream.dtype);
   p.chunk = scratch.chunk;
   p.state = scratch.state;
   const int64_t tiles = most_tiles(g, n, std::min(g.tensor(n.out[0]).shape[0], step.rows));
