@@ -391,7 +391,8 @@ TEST_CASE("attention: a late token's bits do not depend on batch mates or the cu
     const auto bits = [&](const Step& step) { return evaluate(w, step, out, attend, {2}); };
     const auto whole = bits({{0, 250, 80}})[0];
     auto pieces = bits({{0, 250, 7}})[0];
-    for (const float x : bits({{1, 120, 20}, {0, 257, 73}})[1]) pieces.push_back(x);
+    const auto rest = bits({{1, 120, 20}, {0, 257, 73}})[1];
+    pieces.insert(pieces.end(), rest.begin(), rest.end());
     CHECK(pieces == whole);
   }
 }
