@@ -26,7 +26,7 @@ struct Shape {
   static_assert(kFragments % 2 == 0 && kValue <= kStride && kShared <= kSharedMost);
 };
 using Small = Shape<2, 2>;
-using Large = Shape<9, 8>;  // DeepSeek's 512 + 64
+using Large = Shape<9, 8>;  // latents of 512, rotated keys of 64
 
 struct Problem {
   Queries queries;
@@ -51,8 +51,8 @@ __global__ void absorbed_kernel(Problem p) {
       reinterpret_cast<uint16_t*>(scores + kParts * kTile * kScoreStride);           // [kTile, kWeightStride]
   float* const factors = reinterpret_cast<float*>(weights + kTile * kWeightStride);  // [kTile]
   const auto load = [&](int64_t tile, int stage) {
-    load_rows<kTile, kThreads>(p.row, p.row.at(queries.sequences.row(at.s, tile * kTile), 0, 0),
-                               length - tile * kTile, rows + stage * kTile * S::kStride, S::kStride);
+    bring_rows<kTile, kThreads>(p.row, p.row.at(queries.sequences.row(at.s, tile * kTile), 0, 0),
+                                length - tile * kTile, rows + stage * kTile * S::kStride, S::kStride);
     commit_copies();
   };
 

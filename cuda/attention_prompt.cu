@@ -100,17 +100,17 @@ __global__ void prompt_kernel(Problem p, int64_t round) {
   uint16_t* const values = keys + kTile * kKeyStride;  // [kTile, kValueStride]
   const auto load_keys = [&](int64_t tile) {
     const int64_t row = sequences.row(at.s, tile * kTile), chunk_row = (tile - round0) * kTile;
-    load_rows<kTile, kThreads>(p.key, p.key.at(row, chunk_row, group), kTile, keys, kKeyStride);
+    bring_rows<kTile, kThreads>(p.key, p.key.at(row, chunk_row, group), kTile, keys, kKeyStride);
     if (p.key_rest.n)
-      load_rows<kTile, kThreads>(p.key_rest, p.key_rest.at(row, chunk_row, group), kTile,
-                                 keys + padded(p.key.n), kKeyStride);
+      bring_rows<kTile, kThreads>(p.key_rest, p.key_rest.at(row, chunk_row, group), kTile,
+                                  keys + padded(p.key.n), kKeyStride);
     commit_copies();
   };
   // Rows without a position are no numbers perhaps: their scores are not looked at, but their values meet zeros.
   const auto load_values = [&](int64_t tile) {
     const int64_t row = sequences.row(at.s, tile * kTile), chunk_row = (tile - round0) * kTile;
-    load_rows<kTile, kThreads>(p.value, p.value.at(row, chunk_row, group), length - tile * kTile, values,
-                               kValueStride);
+    bring_rows<kTile, kThreads>(p.value, p.value.at(row, chunk_row, group), length - tile * kTile, values,
+                                kValueStride);
     commit_copies();
   };
   const int64_t used = padded(p.key.n) + padded(p.key_rest.n);
@@ -287,14 +287,14 @@ __global__ void expand_kernel(Expansion x, int64_t round) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const int at = thread() % 4 * 8;
-      load8(x.latent, latents[k], j + at, live[k], to + (k * kTile + r) * kDepthStride + at);
+      bring8(x.latent, latents[k], j + at, live[k], to + (k * kTile + r) * kDepthStride + at);
     }
     const bool there = row >= 0 && j + piece < cols;
     if (as_is)
 #pragma unroll
       for (int k = 0; k < kPiece; k += 8)
-        load8(x.weights, weights, j + piece + k, there,
-              to + (kSide + thread() / 2) * kDepthStride + piece + k);
+        bring8(x.weights, weights, j + piece + k, there,
+               to + (kSide + thread() / 2) * kDepthStride + piece + k);
     if (codes && there) {
       fetched = load16(weights + j + piece);
       if (x.kv_b.scale) scale = x.kv_b.scale_at(row, j + piece);
@@ -376,7 +376,7 @@ int64_t most_tiles(const Graph& g, const Node& n, int64_t tokens) {
 }
 
 // Scratch of attention_expanded. A chunk has 8 positions for each token of the largest step, which for the latents and
-// heads of DeepSeek V3 is the memory that the f32 kernels need; so the rounds are few, however long a context may be.
+// heads of the largest models is the memory that the f32 kernels need; so the rounds are few, however long a context may be.
 struct Scratch {
   int64_t chunk;   // tiles, an even number
   uint16_t* rows;  // Expansion::to

@@ -51,7 +51,7 @@ inline Part part_of(const void* data, int64_t row_stride, int64_t group_stride, 
 }
 
 // Starts to bring values [j, j + 8) of a row of n to shared memory; zeros beyond the last, or all if the row is dead.
-__device__ inline void load8(const Part& part, const uint8_t* row, int64_t j, bool live, uint16_t* to) {
+__device__ inline void bring8(const Part& part, const uint8_t* row, int64_t j, bool live, uint16_t* to) {
   if (part.wide && live && j < part.n) {
     copy16_async(to, row + 2 * j);
     return;
@@ -67,11 +67,11 @@ __device__ inline void load8(const Part& part, const uint8_t* row, int64_t j, bo
 
 // Starts to bring rows that follow each other to shared memory, `stride` elements apart.
 template <int kRows, int kThreads>
-__device__ void load_rows(const Part& part, const uint8_t* row0, int64_t live, uint16_t* to, int stride) {
+__device__ void bring_rows(const Part& part, const uint8_t* row0, int64_t live, uint16_t* to, int stride) {
   constexpr int kOfRow = 8;  // threads of a row: 128 bytes that follow each other
   for (int r = thread() / kOfRow; r < kRows; r += kThreads / kOfRow)
     for (int64_t j = thread() % kOfRow * 8; j < padded(part.n); j += kOfRow * 8)
-      load8(part, row0 + r * part.row_stride, j, r < live, to + r * stride + j);
+      bring8(part, row0 + r * part.row_stride, j, r < live, to + r * stride + j);
 }
 
 // Queries that are (token, head) pairs of a sequence: those of a token that share keys follow each other.

@@ -17,7 +17,7 @@ struct Step {
   Stream& stream;
   Phase phase;
   int64_t rows;
-  bool exact;  // f32 activations in every product
+  bool exact;                     // f32 activations in every product
   const MoeTable* moe = nullptr;  // of a node that is moe_ffn, in the device's memory
 };
 
