@@ -251,7 +251,7 @@ struct Expansion {
 
 // Tiles block_x() * 2 and the next of the round's chunk, columns from block_y() * kSide on. Warps take 32 positions and 64
 // columns each.
-__global__ void expand_kernel(Expansion x, int64_t round) {
+__global__ void __launch_bounds__(kExpandThreads, 2) expand_kernel(Expansion x, int64_t round) {
   const int64_t tile0 = round * x.chunk + int64_t(block_x()) * 2;
   const int r = thread() / 4;  // of the rows that this thread brings of either tile
   const uint8_t* latents[2] = {x.latent.data, x.latent.data};
@@ -295,26 +295,32 @@ __global__ void expand_kernel(Expansion x, int64_t round) {
       for (int k = 0; k < kPiece; k += 8)
         bring8(x.weights, weights, j + piece + k, there,
                to + (kSide + thread() / 2) * kDepthStride + piece + k);
-    if (codes && there) {
-      fetched = load16(weights + j + piece);
-      if (x.kv_b.scale) scale = x.kv_b.scale_at(row, j + piece);
-    }
+    if (codes) fetched = there ? load16(weights + j + piece) : Words4{};
+    if (codes && there && x.kv_b.scale) scale = x.kv_b.scale_at(row, j + piece);
     commit_copies();
   };
   const auto put = [&](int j, int stage) {
     if (as_is) return;
-    float w[kPiece] = {};
-    if (row >= 0 && j + piece < cols) {
-      if (codes)
+    uint16_t* const to =
+        shared + stage * 2 * kSide * kDepthStride + (kSide + thread() / 2) * kDepthStride + piece;
+    if (codes && row >= 0) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) f32_of_e4m3x4(fetched.word[k], w + 4 * k);
-      else
-        x.kv_b.piece(row, j + piece, w);
+      for (int k = 0; k < 4; ++k) {
+        float w[4];
+        f32_of_e4m3x4(fetched.word[k], w);
+        uint32_t* const words = reinterpret_cast<uint32_t*>(to + 4 * k);
+        words[0] = bf16x2_of(w[0] * scale, w[1] * scale);
+        words[1] = bf16x2_of(w[2] * scale, w[3] * scale);
+      }
+      return;
     }
-    uint32_t* const words = reinterpret_cast<uint32_t*>(shared + stage * 2 * kSide * kDepthStride +
-                                                        (kSide + thread() / 2) * kDepthStride + piece);
-#pragma unroll
-    for (int k = 0; k < kPiece; k += 2) words[k / 2] = bf16x2_of(w[k] * scale, w[k + 1] * scale);
+#pragma unroll 1
+    for (int k = 0; k < kPiece; ++k) {
+      const bool there = row >= 0 && j + piece + k < cols;
+      to[k] = there ? bf16_of(decode(x.kv_b.dtype, weights, j + piece + k) *
+                              (x.kv_b.scale ? x.kv_b.scale_at(row, j + piece + k) : 1.0f))
+                    : uint16_t(0);
+    }
   };
 
   const int position = warp() / 2 * 32, column = warp() % 2 * 64;

@@ -56,13 +56,9 @@ __device__ inline void bring8(const Part& part, const uint8_t* row, int64_t j, b
     copy16_async(to, row + 2 * j);
     return;
   }
-  uint32_t* const words = reinterpret_cast<uint32_t*>(to);
-#pragma unroll
-  for (int k = 0; k < 8; k += 2) {
-    const float first = live && j + k < part.n ? decode(part.dtype, row, j + k) : 0.0f;
-    const float second = live && j + k + 1 < part.n ? decode(part.dtype, row, j + k + 1) : 0.0f;
-    words[k / 2] = bf16x2_of(first, second);
-  }
+#pragma unroll 1  // rarely taken, and must not take registers from what is
+  for (int k = 0; k < 8; ++k)
+    to[k] = live && j + k < part.n ? bf16_of(decode(part.dtype, row, j + k)) : uint16_t(0);
 }
 
 // Starts to bring rows that follow each other to shared memory, `stride` elements apart.

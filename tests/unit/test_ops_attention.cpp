@@ -345,15 +345,22 @@ TEST_CASE("attention against float64: parts of long and short sequences, heads o
   Rng rng(37);
   const std::vector<int64_t> lengths = {130, 3, 65, 600};
   const Step step = {{3, 590, 10}, {0, 128, 2}, {1, 0, 3}, {2, 64, 1}};
-  for (const Sizes& z : {Sizes{1, 1, 2, 1, 1}, Sizes{2, 33, 6, 10, 7}, Sizes{1, 40, 32, 64, 24},
-                         Sizes{1, 24, 64, 128, 128}, Sizes{1, 24, 16, 200, 10}}) {
+  const test::WeightOptions f8 = {.dtype = DType::F8_E4M3,
+                                  .scales = test::Scales::F32,
+                                  .block_rows = 32,
+                                  .block_cols = 16,
+                                  .magnitude = 0.3},
+                            bf16 = {.dtype = DType::BF16, .magnitude = 0.2};
+  const struct {
+    Sizes z;
+    test::WeightOptions kv_b;
+  } mla[] = {{{1, 1, 2, 1, 1}, bf16},     {{2, 33, 6, 10, 7}, f8},       {{3, 80, 32, 24, 40}, f8},
+             {{1, 40, 32, 64, 24}, bf16}, {{1, 24, 64, 128, 128}, bf16}, {{1, 24, 16, 200, 10}, bf16}};
+  for (const auto& shape : mla) {
+    const Sizes& z = shape.z;
     CAPTURE(z.dn);
     const World w(rng, z, z.r == 33 ? DType::F32 : DType::BF16, lengths);
-    const Weight kv_b = test::make_weight(
-        rng, z.heads * (z.dn + z.dv), z.r,
-        z.r == 33
-            ? test::WeightOptions{.dtype = DType::F8_E4M3, .scales = test::Scales::F32, .magnitude = 0.3}
-            : test::WeightOptions{.dtype = DType::BF16, .magnitude = 0.2});
+    const Weight kv_b = test::make_weight(rng, z.heads * (z.dn + z.dv), z.r, shape.kv_b);
     const auto y = evaluate(w, step, z.dv, std::bind_front(expanded, std::ref(w), kv_b), kAllThreads);
     CHECK(worst_error(w, step, y, z.dv, ExpectedExpanded(w, kv_b)) <= kTolerance);
   }
