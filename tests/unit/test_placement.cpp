@@ -156,7 +156,7 @@ TEST_CASE(
       int64_t shared = 0;
       o.device.gpus.clear();
       for (int gpu = 0; gpu < gpus; ++gpu)
-        o.device.gpus.push_back([&own, &shared, gpu]() -> Result<std::unique_ptr<lite::Backend>> {
+        o.device.gpus.push_back([&own, &shared, gpu](bool) -> Result<std::unique_ptr<lite::Backend>> {
           return std::unique_ptr<lite::Backend>(new Counting(gpu, &own[size_t(gpu) + 1], &shared));
         });
       const std::vector<float> first = logits_of(*model, o);
