@@ -278,8 +278,18 @@ __global__ void __launch_bounds__(kExpandThreads, 2) expand_kernel(Expansion x, 
   // before them and decoded afterwards, others decoded at once.
   const bool as_is = x.weights.wide && !x.kv_b.scale,
              codes = x.kv_b.dtype == DType::F8_E4M3 && x.kv_b.wide && x.kv_b.one_scale && cols % kPiece == 0;
-  const int row = int(x.row_of(column0 + thread() / 2)), piece = thread() % 2 * kPiece;
-  const uint8_t* const weights = x.kv_b.data + max(row, 0) * x.kv_b.stride;
+  const int piece = thread() % 2 * kPiece;
+  const int64_t row = x.row_of(column0 + thread() / 2);
+  const uint8_t *weights = nullptr, *scales = nullptr;  // of the row
+  if (row >= 0) {
+    weights = x.kv_b.data + row * x.kv_b.stride;
+    if (x.kv_b.scale) scales = x.kv_b.scale + (x.kv_b.row0 + row) / x.kv_b.block_rows * x.kv_b.scale_stride;
+  }
+  const auto scale_of = [&](int j) {
+    return scales
+               ? decode(x.kv_b.scale_dtype, scales, (uint32_t(x.kv_b.col0) + j) / uint32_t(x.kv_b.block_cols))
+               : 1.0f;
+  };
   Words4 fetched = {};
   float scale = 1;
   const auto fetch = [&](int j, int stage) {
@@ -289,21 +299,21 @@ __global__ void __launch_bounds__(kExpandThreads, 2) expand_kernel(Expansion x, 
       const int at = thread() % 4 * 8;
       bring8(x.latent, latents[k], j + at, live[k], to + (k * kTile + r) * kDepthStride + at);
     }
-    const bool there = row >= 0 && j + piece < cols;
+    const bool there = weights && j + piece < cols;
     if (as_is)
 #pragma unroll
       for (int k = 0; k < kPiece; k += 8)
         bring8(x.weights, weights, j + piece + k, there,
                to + (kSide + thread() / 2) * kDepthStride + piece + k);
     if (codes) fetched = there ? load16(weights + j + piece) : Words4{};
-    if (codes && there && x.kv_b.scale) scale = x.kv_b.scale_at(row, j + piece);
+    if (codes && there) scale = scale_of(j + piece);
     commit_copies();
   };
   const auto put = [&](int j, int stage) {
     if (as_is) return;
     uint16_t* const to =
         shared + stage * 2 * kSide * kDepthStride + (kSide + thread() / 2) * kDepthStride + piece;
-    if (codes && row >= 0) {
+    if (codes && weights) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         float w[4];
@@ -316,10 +326,9 @@ __global__ void __launch_bounds__(kExpandThreads, 2) expand_kernel(Expansion x, 
     }
 #pragma unroll 1
     for (int k = 0; k < kPiece; ++k) {
-      const bool there = row >= 0 && j + piece + k < cols;
-      to[k] = there ? bf16_of(decode(x.kv_b.dtype, weights, j + piece + k) *
-                              (x.kv_b.scale ? x.kv_b.scale_at(row, j + piece + k) : 1.0f))
-                    : uint16_t(0);
+      const int at = j + piece + k;
+      const bool there = weights && at < cols;
+      to[k] = there ? bf16_of(decode(x.kv_b.dtype, weights, at) * scale_of(at)) : uint16_t(0);
     }
   };
 
@@ -333,7 +342,7 @@ __global__ void __launch_bounds__(kExpandThreads, 2) expand_kernel(Expansion x, 
     sync_block();  // this stage has arrived, and the other been read
     if (j + kDepth < cols) fetch(j + kDepth, 1 - stage);
     const uint16_t* const from = shared + stage * 2 * kSide * kDepthStride;
-#pragma unroll
+#pragma unroll 1  // for the registers of two blocks on a processor
     for (int k = 0; k < kDepth; k += 16) {
       uint32_t a[2][4];
 #pragma unroll
@@ -414,7 +423,9 @@ void expanded(const Graph& g, const Node& n, const Step& step) {
   const Scratch scratch(g, n, g.tensor(n.workspace).data);
   Problem p = problem(g, n, n.in[4], n.in[5], 1, step);
   const int64_t r = kv_b.shape[1];
-  const Expansion x = {matrix_of(kv_b),
+  Matrix matrix = matrix_of(kv_b);
+  matrix.block_cols = std::min<int64_t>(matrix.block_cols, INT32_MAX);  // the kernel divides by 32 bits
+  const Expansion x = {matrix,
                        part_of(kv_b.data, kv_b.stride[0], 0, r, kv_b.dtype),
                        p.y.heads,
                        p.queries.q.n,
