@@ -1,4 +1,4 @@
-"""The CUDA backend, its kernels running on the host's processor (tests/cuda_host): whole models in exact mode."""
+"""The CUDA backend, its kernels running on the host's processor (tests/cuda_host): whole models, in exact mode but for what says otherwise."""
 from dumps import *
 
 CUDA = ["--backend", "cuda", "--exact"]
@@ -65,6 +65,12 @@ class SameBits(CudaCase):
                         alone = load_safetensors(self.dump(packed(CASES / case), ids, *mtp, *args))
                         for name, values in alone.items():
                             np.testing.assert_array_equal(values, together[f"{sequence}/{name}"], name)
+
+    def test_fast_mode(self):
+        for attention in ("absorbed", "expanded"):
+            args = ["--backend", "cuda", "--phase", "prompt", "--attention", attention]
+            with self.subTest(attention):
+                self.assert_same_bits(self.dump_case("ds3-fp8", *args), self.dump_case("ds3-fp8", *args, "--chunk", 7))
 
     def test_another_gpu(self):
         base = self.dump_case("ds3-fp8", *CUDA)
