@@ -1,5 +1,6 @@
-// Attention of every kind by one kernel, in f32: decode steps, exact mode and what attention_prompt.cu has no kernels for. The keys and values are rows of a stream or of the step, and a query's scores
-// are made 256 positions at a time. In a decode step several blocks take parts of a long context side by side.
+// Attention of every kind by one kernel, in f32: of decode steps, in exact mode, and what attention.h has no kernels for. The keys
+// and values are rows of a stream or of the step, and a query's scores are made 256 positions at a time. In a decode step
+// several blocks take parts of a long context side by side.
 #include "cuda/attention.h"
 #include "cuda/matrix.h"
 #include "ggml-lite/carver.h"

@@ -3,9 +3,9 @@
 // its registers, f32; queries, keys, values and the softmax's exponentials are rounded to bf16.
 //
 // Expanded MLA goes in rounds. The tiles of all sequences' positions are numbered one after the other; a round expands a
-// chunk of them, every head's keys and values, and the queries take from there what they see. What a row has so far
-// is kept from round to round as it is, so that its bits do not depend on where a chunk ends. Rounds are recorded for as many positions
-// as the step's sequences can have; those without live ones return at once.
+// chunk of them, every head's keys and values, and the queries take from there what they see. What a row has so far is kept
+// from round to round as it is, so that its bits do not depend on where a chunk ends. Rounds are recorded for as many
+// positions as the step's sequences can have; those without live ones return at once.
 #include "cuda/attention.h"
 #include "cuda/attention_tiles.h"
 #include "ggml-lite/carver.h"
