@@ -1,6 +1,7 @@
-// Attention of every kind, in f32. In a decode step blocks take parts of a long context side by side, and the parts are merged.
+// Attention of every kind in f32: of decode steps, in exact mode, and what attention.h has no kernels for. In a decode step
+// blocks take parts of a long context side by side, and the parts are merged.
+#include "cuda/attention.h"
 #include "cuda/stages/attention.h"
-
 #include "ggml-lite/carver.h"
 
 namespace lite::cuda {
@@ -125,12 +126,17 @@ struct Expanded {
   }
 };
 
+bool rounds_to_bf16(const Step& step) {
+  return step.phase == kPrompt && !step.exact;
+}
+
 }  // namespace
 
 int64_t attention_workspace(const Graph& g, const Node& n) {
   const Tensor& y = g.tensor(n.out[0]);
   switch (n.op) {
-    case Op::AttentionExpanded: return Expanded(g, n, nullptr).bytes;
+    case Op::AttentionExpanded:  // one or the other
+      return std::max(Expanded(g, n, nullptr).bytes, prompt_attention_workspace(g, n));
     case Op::AttentionLatent:
     case Op::AttentionGrouped:
       return partial_bytes(y.shape[0], std::get<AttentionParams>(n.params).context, y.shape[1], y.shape[2]);
@@ -159,6 +165,7 @@ Status check_attention(const Graph& g, const Node& n) {
 }
 
 void attention_latent(const Graph& g, const Node& n, const Step& step) {
+  if (rounds_to_bf16(step) && has_absorbed_attention(g, n)) return absorbed_attention(g, n, step);
   const AttentionProblem p =
       latent(g, n, values_of<float>(g.tensor(n.in[0])), n.in[1], n.in[2], n.in[3], n.in[4], step);
   attend(step, p, std::get<AttentionParams>(n.params).context, g.tensor(n.workspace).row<float>(0));
@@ -167,6 +174,7 @@ void attention_latent(const Graph& g, const Node& n, const Step& step) {
 // In the latent space too: the query goes there by each head's key rows, the result comes back by its value rows. Keys and
 // values are never expanded, so no memory grows with the context.
 void attention_expanded(const Graph& g, const Node& n, const Step& step) {
+  if (rounds_to_bf16(step) && has_prompt_attention(g, n)) return prompt_attention(g, n, step);
   const Tensor &q_nope = g.tensor(n.in[0]), &kv_b = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
   const int64_t dn = q_nope.shape[2], dv = y.shape[2];
   const Expanded scratch(g, n, g.tensor(n.workspace).data);
@@ -178,6 +186,7 @@ void attention_expanded(const Graph& g, const Node& n, const Step& step) {
 }
 
 void attention_grouped(const Graph& g, const Node& n, const Step& step) {
+  if (rounds_to_bf16(step) && has_prompt_attention(g, n)) return prompt_attention(g, n, step);
   attend(step, grouped(g, n, step), std::get<AttentionParams>(n.params).context,
          g.tensor(n.workspace).row<float>(0));
 }

@@ -198,9 +198,8 @@ __device__ inline Words4 load16(const void* at) {
   const uint4 v = *static_cast<const uint4*>(at);
   return {{v.x, v.y, v.z, v.w}};
 }
-
 __device__ inline void store16(void* at, const Words4& words) {
-  *static_cast<uint4*>(at) = {words.word[0], words.word[1], words.word[2], words.word[3]};
+  *static_cast<uint4*>(at) = make_uint4(words.word[0], words.word[1], words.word[2], words.word[3]);
 }
 
 // Words by which devices and the host wait for each other. Whoever loads what another has stored here sees all that it, and
@@ -274,6 +273,22 @@ __device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uin
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// By a warp: four matrices [8, 8] of 2-byte elements from shared memory. A lane names row lane % 8 of matrix lane / 8, at a
+// multiple of 16 bytes, and gets of every matrix the elements (lane / 4, lane % 4 * 2) and the next in its row, as
+// multiply() takes them; of the transposed one (lane % 4 * 2, lane / 4) and the next in its column.
+__device__ inline void load_matrices(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+__device__ inline void load_matrices_transposed(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
 }
 
 // ---- launches

@@ -164,12 +164,14 @@ __device__ LITE_OUT_OF_LINE float products_of_any(const Matrix& m, int64_t first
   return warp_sums(sum);
 }
 
-// By a whole warp: `columns` of rows_at_once() rows of m from `first` on, or of the last one instead of those that follow it,
-// times those of x. Of the sums a lane has the one at place_of_sum().
+// By a whole warp, whose kWarpRows rows of m begin at `mine`: `columns` of rows_at_once() of them from the r-th on, or of row
+// `last` instead of those that follow it, times those of x. Of the sums a lane has the one at place_of_sum(). How they are made is
+// decided for all rows of the warp alike, as more or fewer tokens take them in other portions.
 template <int kTokens>
-__device__ float products(const Matrix& m, int64_t first, int64_t last, const Gathered& rows,
+__device__ float products(const Matrix& m, int64_t mine, int r0, int64_t last, const Gathered& rows,
                           Columns columns) {
   constexpr int kRows = rows_at_once(kTokens);
+  const int64_t first = mine + r0;
   int64_t row[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) row[r] = min(first + r, last);
@@ -177,7 +179,7 @@ __device__ float products(const Matrix& m, int64_t first, int64_t last, const Ga
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) quad[t] = uint32_t(rows.offset(t) / kQuad);
   const bool aligned = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.stride % kQuad == 0;
-  const int words = aligned ? quad_words(m, row[0], row[kRows - 1]) : 0;
+  const int words = aligned ? quad_words(m, mine, min(mine + kWarpRows - 1, last)) : 0;
   if (words == 0) return products_of_any<kTokens>(m, first, last, rows, columns);
   float sum[kTokens * kRows] = {};
   if (words == 1)

@@ -113,7 +113,7 @@ struct Hidden {
 #pragma unroll 1
         for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens))
           part[(which * kStageWarps + warp()) * sums + r + place_of_sum<kTokens>()] =
-              products<kTokens>(m, mine + r, f.up.rows - 1, x, columns);
+              products<kTokens>(m, mine, r, f.up.rows - 1, x, columns);
       }
     }
     sync_block();
@@ -186,7 +186,7 @@ struct Down {
 #pragma unroll 1
     for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens)) {
       const float sum =
-          products<kTokens>(f.down, out + r, l.x.n - 1, {l.w.hidden, l.width, task.pair, task.n}, columns);
+          products<kTokens>(f.down, out, r, l.x.n - 1, {l.w.hidden, l.width, task.pair, task.n}, columns);
       if (token < task.n)
         part[((task.pair[token] - first) * kStageWarps + k) * kWarpRows + place % kWarpRows + r] = sum;
     }

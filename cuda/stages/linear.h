@@ -41,7 +41,7 @@ struct Linear {
 #pragma unroll 1
       for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens))
         part[warp() * sums + r + place_of_sum<kTokens>()] =
-            products<kTokens>(w, row0 + mine + r, row0 + head.out - 1, from, columns);
+            products<kTokens>(w, row0 + mine, r, row0 + head.out - 1, from, columns);
     }
     sync_block();
     const int group = thread() / sums, t = thread() % sums / kWarpRows;

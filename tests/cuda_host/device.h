@@ -127,7 +127,6 @@ inline Words4 load16(const void* at) {
   std::memcpy(&words, at, sizeof words);
   return words;
 }
-
 inline void store16(void* at, const Words4& words) {
   if (reinterpret_cast<uintptr_t>(at) % 16 != 0)
     host::fail("a store of 16 bytes at an address that is no multiple of 16");
@@ -201,6 +200,33 @@ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   for (int i = 0; i < 4; ++i)
     for (int k = 0; k < 16; ++k)
       d[i] += of_a(thread() % kWarp / 4 + i / 2 * 8, k) * of_b(k, thread() % 4 * 2 + i % 2);
+}
+
+// Element (row, column) of matrix m is where the lane that named the row says.
+template <class Element>
+void load_matrices(uint32_t (&to)[4], const void* row, const Element& element) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    host::fail("a row of a matrix at an address that is no multiple of 16");
+  float address[2];
+  static_assert(sizeof row == sizeof address);
+  std::memcpy(address, &row, sizeof row);
+  const host::Lane* lanes = host::meet_warp(address, 2, host::Exchange::Shuffle);
+  for (int m = 0; m < 4; ++m) {
+    uint16_t pair[2];
+    for (int k = 0; k < 2; ++k) {
+      const auto [r, column] = element(thread() % kWarp / 4, thread() % 4 * 2 + k);
+      const uint16_t* from;
+      std::memcpy(&from, lanes[m * 8 + r].value, sizeof from);
+      pair[k] = from[column];
+    }
+    to[m] = uint32_t(pair[1]) << 16 | pair[0];
+  }
+}
+inline void load_matrices(uint32_t (&to)[4], const void* row) {
+  load_matrices(to, row, [](int a, int b) { return std::pair(a, b); });
+}
+inline void load_matrices_transposed(uint32_t (&to)[4], const void* row) {
+  load_matrices(to, row, [](int a, int b) { return std::pair(b, a); });
 }
 
 template <class... P, class... A>

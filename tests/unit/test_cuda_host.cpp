@@ -52,6 +52,19 @@ __global__ void product(const float* a, const float* b, float* c) {
   for (int k = 0; k < 4; ++k) c[(g + k / 2 * 8) * 8 + i + k % 2] = d[k];
 }
 
+// Rows of 16 elements: the matrices are their left and right halves, of rows 0 to 7 and 8 to 15.
+__global__ void matrices(const uint16_t* from, uint32_t* plain, uint32_t* transposed) {
+  uint16_t* const rows = cuda::shared_memory<uint16_t>();
+  for (int i = 0; i < 8; ++i) rows[cuda::thread() * 8 + i] = from[cuda::thread() * 8 + i];
+  cuda::sync_block();
+  const int lane = cuda::thread();
+  uint32_t words[4];
+  cuda::load_matrices(words, rows + (lane % 8 + lane / 16 * 8) * 16 + lane / 8 % 2 * 8);
+  for (int m = 0; m < 4; ++m) plain[lane * 4 + m] = words[m];
+  cuda::load_matrices_transposed(words, rows + (lane % 8 + lane / 16 * 8) * 16 + lane / 8 % 2 * 8);
+  for (int m = 0; m < 4; ++m) transposed[lane * 4 + m] = words[m];
+}
+
 // Each thread reads what its two copies have brought so far: after the first has been waited for, and after both.
 __global__ void copies(const int* from, int* to) {
   int* const place = cuda::shared_memory<int>() + cuda::thread() * 8;
@@ -170,6 +183,24 @@ TEST_CASE("kernels on the host: bf16 of every code of e4m3") {
     const float nan = code & 0x80 ? -480.0f : 480.0f;
     CHECK(got == bf16_from_f32((code & 0x7F) == 0x7F ? nan : f32_from_f8(uint8_t(code))));
   }
+}
+
+TEST_CASE("kernels on the host: matrices of shared memory as the matrix unit takes them") {
+  cuda::Stream stream = make_stream();
+  std::vector<uint16_t> from(16 * 16);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = uint16_t(i);
+  std::vector<uint32_t> plain(32 * 4), transposed(32 * 4);
+  cuda::launch(matrices, {}, 32, 16 * 16 * 2, stream, from.data(), plain.data(), transposed.data());
+  CHECK(stream.wait().ok());
+  for (int lane = 0; lane < 32; ++lane)
+    for (int m = 0; m < 4; ++m) {
+      const auto element = [&](int row, int column) {
+        return uint32_t((row + m / 2 * 8) * 16 + column + m % 2 * 8);
+      };
+      const int a = lane / 4, b = lane % 4 * 2;
+      CHECK(plain[lane * 4 + m] == (element(a, b + 1) << 16 | element(a, b)));
+      CHECK(transposed[lane * 4 + m] == (element(b + 1, a) << 16 | element(b, a)));
+    }
 }
 
 TEST_CASE("kernels on the host: copies arrive when they are waited for, not before") {
