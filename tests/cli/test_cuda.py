@@ -105,13 +105,13 @@ class Fast(CudaCase):
                         self.assert_same_bits(base, self.dump_case(case, *self.ARGS, *options, "--chunk", chunk))
 
     def test_rounding(self):
-        """Beside rounded activations the mode changes little: what is left is attention's."""
+        """What attention rounds to bf16 moves values across the borders between two codes, as it does in the host's fast mode."""
         for gemm in ("fp8:f32", "fp8:ue8m0"):
             with self.subTest(gemm):
                 exact = self.dump_case("ds3-fp8-ue8m0", *CUDA, "--gemm", gemm)
                 fast = self.dump_case("ds3-fp8-ue8m0", *self.ARGS, "--gemm", gemm, "--routing", exact)
                 want, got = (load_safetensors(path)["a/logits"] for path in (exact, fast))
-                self.assertLess(np.abs(got - want).mean() / np.abs(want).max(), 4e-3)
+                self.assertLess(np.abs(got - want).mean() / np.abs(want).max(), 3e-2)
 
 
 class Missing(CudaCase):
