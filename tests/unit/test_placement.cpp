@@ -79,7 +79,8 @@ SessionOptions options_of(const Model& model, int gpus) {
   o.mtp = model.config().num_nextn_predict_layers > 0;
   for (int gpu = 0; gpu < gpus; ++gpu)
     o.device.gpus.push_back(
-        {[](bool exact) { return Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner(exact)); }, nullptr});
+        {[](bool exact) { return Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner(exact)); },
+         nullptr});
   return o;
 }
 
