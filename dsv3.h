@@ -410,7 +410,7 @@ typedef struct dsv3_batch {
   const uint8_t* want_logits; /* [n] not 0: its logits; null: the last token of each sequence in the batch */
   /* With option given_routing: the experts of each token, [n][m][k] for the m layers that have experts, in order,
    * and k = n_experts_per_token of the model; a layer that chooses fewer reads its first. They are weighted as the
-   * layer's router scores them. An MTP layer chooses for itself. */
+   * layer's router scores them. No layer's are the same twice. An MTP layer chooses for itself. */
   const int32_t* router_ids;
   dsv3_phase phase; /* which kernels: auto is decode iff no sequence has more than one token here */
 } dsv3_batch;

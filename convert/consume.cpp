@@ -67,7 +67,11 @@ Result<Consumer> Consumer::make(Plan* from, const std::string& out, const Conver
   size_t blobs = 0;
   for (Checkpoint::Shard& shard : from->checkpoint().shards()) {
     const std::string path = plan.folder() + "/" + shard.name;
-    if (shard.consumed) continue;
+    if (shard.consumed) {  // of a link in the cache the blob went first
+      std::error_code error;
+      if (fs::is_symlink(path, error) && !fs::exists(path, error)) fs::remove(path, error);
+      continue;
+    }
     if (needed.contains(&shard)) {
       kept.push_back(shard.name);
       continue;

@@ -99,7 +99,8 @@ std::string difference(const Json& old, const Json& key) {
 }
 
 // Of a conversion that consumes: a shard that was consumed and got again is what its journal knows. All that the shard
-// holds is in the packed file, so nothing is read of the new one.
+// holds is in the packed file, so nothing is read of the new one. One that has not changed was about to be deleted when the
+// conversion was interrupted: it is there as any other, and goes when it is consumed.
 void recognise_consumed(const Json& old, Checkpoint* checkpoint) {
   const Json* shards = old.find("shards");
   if (!shards || !shards->object()) return;
@@ -107,7 +108,7 @@ void recognise_consumed(const Json& old, Checkpoint* checkpoint) {
   for (const auto& [name, was] : *shards->object()) known.emplace(name, &was);
   for (Checkpoint::Shard& shard : checkpoint->shards()) {
     const auto was = known.find(shard.name);
-    if (!shard.consumed_ns || was == known.end() ||
+    if (!shard.consumed_ns || was == known.end() || shard.file.changed_ns() == *shard.consumed_ns ||
         was->second->dump() != identity(shard, *shard.consumed_ns).dump())
       continue;
     shard.file.set_changed_ns(*shard.consumed_ns);
@@ -319,9 +320,9 @@ bool is_the_same(const ConvertOptions& options, const Json& key, const lite::Pac
     recognise_consumed(key, &plan->checkpoint());
     return difference(key, resume_key(options, *plan)).empty();
   }
-  // What it has consumed is gone, its headers too: the folder, the configuration and the options are left to tell.
+  // What it has consumed is gone, and headers may be too: the folder, the configuration and the options are left to tell.
   const auto folder = find_checkpoint(options.source, options.hub_cache);
-  if (plan.status().code() != Code::NotFound || !folder.ok()) return false;
+  if (!folder.ok()) return false;
   const auto is = [&](const char* member, const Json& value) {
     const Json* found = key.find(member);
     return found && found->dump() == value.dump();
@@ -337,15 +338,18 @@ bool is_the_same(const ConvertOptions& options, const Json& key, const lite::Pac
 Result<bool> end_interrupted(const ConvertOptions& options, const ConvertCallbacks& callbacks,
                              ConvertSummary* out) {
   if (options.dry_run) return false;
+  bool same = false;  // to be known before what tells of consumed shards is removed
   LITE_ASSIGN(const std::optional<lite::NamedLate> late,
-              lite::finish_naming(options.out, [](const lite::NamedLate& writer) {
+              lite::finish_naming(options.out, [&](const lite::NamedLate& writer) {
                 const auto key = Json::parse(writer.key, "journal");
-                if (writer.only_copy && key.ok()) remove_headers(*key);
+                if (!key.ok()) return;
+                const auto file = lite::PackFile::open(writer.path);
+                same = file.ok() && is_the_same(options, *key, *file);
+                if (writer.only_copy) remove_headers(*key);
               }));
-  if (!late) return false;
-  const auto key = Json::parse(late->key, "journal");
+  if (!late || !same) return false;
   const auto file = lite::PackFile::open(late->path);
-  if (!key.ok() || !file.ok() || !is_the_same(options, *key, *file)) return false;
+  if (!file.ok()) return file.status();
   if (options.force) remove_replaced(options.out, file->parts().size(), callbacks.note);
   out->files = file->parts();
   out->file_bytes = file->file_bytes();

@@ -246,6 +246,9 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(int device, bool exact) {
   if (info.major < 8)
     return unsupported("GPU ", device, " (", info.name, "): it has compute capability ", info.major, ".",
                        info.minor, ", expected 8.0 or newer");
+  if (!cuda::has_kernels())
+    return unsupported("GPU ", device, " (", info.name, "): this build has no code for compute capability ",
+                       info.major, ".", info.minor, "; build with ARCHITECTURES=", info.major, info.minor);
   LITE_ASSIGN(cuda::Stream stream, cuda::Stream::create(device));
   return std::unique_ptr<Backend>(new CudaBackend(device, exact, info.name, std::move(stream)));
 }

@@ -26,6 +26,10 @@ __global__ void tell_kernel(int32_t* finished, const int32_t* counts) {
 
 }  // namespace
 
+bool has_kernels() {
+  return has_code(await_kernel);
+}
+
 void await_segment(const int32_t* finished, int32_t* counts, Stream& stream) {
   launch(await_kernel, {}, kWarp, 0, stream, finished, counts);
 }

@@ -293,6 +293,15 @@ __device__ inline void load_matrices_transposed(uint32_t (&to)[4], const void* r
 
 // ---- launches
 
+// Whether this program has code of the kernel for the calling thread's GPU.
+template <class... P>
+bool has_code(void (*kernel)(P...)) {
+  cudaFuncAttributes attributes;
+  const bool has = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+  if (!has) cudaGetLastError();  // it has been told
+  return has;
+}
+
 // Gives the stream a kernel: `grid` blocks of `threads`, each with `shared` bytes. A grid without blocks is none. What goes
 // wrong is told by Stream::end_recording() or wait().
 template <class... P, class... A>

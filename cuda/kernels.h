@@ -23,6 +23,9 @@ struct Step {
   Program* program = nullptr;     // of a decode step: it takes the stages that a prompt launches
 };
 
+// Whether there is code for the GPU that was asked last (device_info).
+bool has_kernels();
+
 void embed(const Graph& g, const Node& n, const Step& step);
 void rms_norm(const Graph& g, const Node& n, const Step& step);
 void layer_norm(const Graph& g, const Node& n, const Step& step);

@@ -98,6 +98,7 @@ Result<Stream> Stream::create(int device) {
 }
 
 Status Stream::begin_recording() {
+  cudaGetLastError();  // an earlier one, of whoever shares the thread, is none of what is recorded
   return on_device(device_, "begin to record", [&] {
     return cudaStreamBeginCapture(cudaStream_t(handle()), cudaStreamCaptureModeThreadLocal);
   });
@@ -135,7 +136,9 @@ Status Stream::copy(std::byte* to, const std::byte* from, int64_t bytes) {
 Status Stream::poll() {
   return on_device(device_, "run kernels", [&] {
     const cudaError_t error = cudaStreamQuery(cudaStream_t(handle()));
-    return error == cudaErrorNotReady ? cudaSuccess : error;
+    if (error != cudaErrorNotReady) return error;
+    cudaGetLastError();  // no error of a launch
+    return cudaSuccess;
   });
 }
 

@@ -53,10 +53,6 @@ Status write_failed(const std::string& path, int64_t offset, int error) {
   return errno_status(str("write ", path, ": ", why, " at byte ", offset), error);
 }
 
-bool Journal::Content::is_only_copy() const {
-  return std::any_of(records.begin(), records.end(), [](const Record& r) { return r.extent == kOnlyCopy; });
-}
-
 Journal::~Journal() {
   if (fd_ >= 0) ::close(fd_);
 }
@@ -82,7 +78,20 @@ std::optional<Journal::Content> Journal::read(const std::string& path) {
     content.records.push_back(r.record);
   }
   content.bytes = int64_t(sizeof head + at);
+  at = head.key_bytes;
+  for (CheckedRecord r; rest.size() - at >= sizeof r; at += sizeof r) {
+    std::memcpy(&r, rest.data() + at, sizeof r);
+    content.only_copy = content.only_copy || (r.record.extent == kOnlyCopy && r.check == check_of(r.record));
+  }
   return content;
+}
+
+bool Journal::is_unreadable(const std::string& path) {
+  const auto text = read_text(path, kMaxJournal);
+  Head head = {};
+  if (!text.ok() || text->size() < sizeof head || !text->starts_with(kMagic) || read(path)) return false;
+  std::memcpy(&head, text->data(), sizeof head);
+  return head.version != kJournalVersion || head.key_bytes <= text->size() - sizeof head;
 }
 
 Status Journal::open(const std::string& path, int64_t bytes) {
@@ -123,7 +132,10 @@ Status Journal::create(const std::string& path, const Content& content) {
 }
 
 Status Journal::resume(const std::string& path, const Content& content) {
-  return open(path, content.bytes);
+  LITE_TRY(open(path, content.bytes));
+  const bool told = std::any_of(content.records.begin(), content.records.end(),
+                                [](const Record& r) { return r.extent == kOnlyCopy; });
+  return content.only_copy && !told ? add({{kOnlyCopy, 0, 0}}) : Status();
 }
 
 void Journal::reserve(size_t records) {

@@ -31,9 +31,8 @@ class Journal {
     std::array<uint8_t, 16> layout = {};  // XXH3-128 of the index without checksums
     std::string key;
     std::vector<Record> records;
-    int64_t bytes = 0;  // of the journal up to the last good record
-
-    bool is_only_copy() const;
+    int64_t bytes = 0;       // of the journal up to the last good record
+    bool only_copy = false;  // there is a record of kOnlyCopy, be it behind a damaged one
   };
 
   Journal() = default;
@@ -44,6 +43,8 @@ class Journal {
   // What the journal at `path` says; nothing when there is none or its head is damaged. Records end at the first
   // that is damaged: it was being written when the writer was killed.
   static std::optional<Content> read(const std::string& path);
+  // Whether there is one that has been written whole, and cannot be read: what it told may matter.
+  static bool is_unreadable(const std::string& path);
 
   // Begins a journal, in place of any other.
   Status create(const std::string& path, const Content& content);

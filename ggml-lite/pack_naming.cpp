@@ -171,7 +171,7 @@ Result<std::optional<NamedLate>> finish_naming(const std::string& path,
   LITE_ASSIGN(const bool complete, is_complete(path, *journal));
   if (!complete) return none;
   LITE_TRY(give_names(path, count, true));
-  const NamedLate late = {first, journal->key, journal->is_only_copy()};
+  const NamedLate late = {first, journal->key, journal->only_copy};
   if (named) named(late);
   LITE_TRY(Journal::remove(journal_path));
   return std::optional(late);

@@ -52,7 +52,7 @@ Status check_own(const std::string& path, std::string_view magic) {
 }
 
 Status check_no_only_copy(const std::string& path, const std::optional<Journal::Content>& journal) {
-  if (!journal || !journal->is_only_copy()) return {};
+  if (!journal || !journal->only_copy) return {};
   const std::string partial = part_path(path, 0, journal->file_count) + ".partial";
   return invalid_argument(
       "create ", path, ": ", partial,
@@ -340,7 +340,7 @@ Status PackWriter::Impl::start() {
 // Takes up what the journal tells of; false when the files are not as it says.
 bool PackWriter::Impl::resume(const Journal::Content& content) {
   std::vector<int64_t> end(parts.size());  // of the durable data of each file
-  only_copy = content.is_only_copy();
+  only_copy = content.only_copy;
   for (const Journal::Record& r : content.records) {
     if (r.extent == Journal::kOnlyCopy) continue;
     if (r.extent >= extents.size()) return false;
@@ -370,6 +370,10 @@ Status PackWriter::Impl::may_begin_anew(const std::optional<Journal::Content>& o
         journal_path());
   for (size_t i = 0; i < parts.size() && may.ok(); ++i) may = check_own(partial(i), kMagic);
   if (may.ok()) may = check_own(journal_path(), Journal::kMagic);
+  if (may.ok() && Journal::is_unreadable(journal_path()))
+    may = corrupt("create ", path, ": ", journal_path(),
+                  " is damaged, or of another version, and may tell that ", partial(0),
+                  " holds the only copy of weights; if no files were consumed, delete both");
   struct stat s;
   if (!may.ok() && fstat(fds[0], &s) == 0 && s.st_size == 0)
     ::unlink(partial(0).c_str());  // maybe made just now

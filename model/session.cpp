@@ -65,17 +65,26 @@ Status Session::place() {
     demand.cache.push_back(stream_bytes({"", options_.kv, c.cached_values(l), 0}));
   demand.cache.push_back(stream_bytes({"", lite::DType::F32, c.hidden_size, 0}));
   if (options_.gpu_memory) demand.room.assign(backends_.size(), options_.gpu_memory - kDriverEstimate);
+  bool streams = true;
   for (bool fits = false; !fits;) {
     LITE_ASSIGN(Placement placement, choose_placement(c, parts, demand, rules, gpus));
-    stream_from_ = stream_from(c, parts, placement, options_);
+    stream_from_ = streams ? stream_from(c, parts, placement, options_) : 0;
     LITE_TRY(build(placement, streamed_bytes(c, parts)));
     std::vector<MemoryUse> use = memory(placement, parts);
     fits = true;
     for (size_t device = 1; device < demand.room.size(); ++device)
       if (const int64_t excess = use[device].total() - options_.gpu_memory; excess > 0) {
-        demand.room[device] -= excess;
         fits = false;
+        // With nothing left to take away, experts on their way are what does not fit.
+        if (demand.room[device] <= 0 && stream_from_ == 0)
+          return lite::out_of_memory("session: gpu_memory: got ", options_.gpu_memory, " bytes, ", excess,
+                                     " fewer than ", device_text(int(device)),
+                                     " takes; try more, or a smaller context");
+        if (demand.room[device] <= 0) streams = false;
+        demand.room[device] -= excess;
       }
+    if (!streams && stream_from_ > 0)
+      demand.room.assign(backends_.size(), options_.gpu_memory - kDriverEstimate);
     layout_ = SessionPlan{{}, std::move(placement), std::move(use), demand.cache};
   }
   layout_->parts = std::move(parts);
@@ -316,11 +325,16 @@ Status Session::check_routing(const Batch& batch) const {
   for (size_t i = 0; i < batch.token.size(); ++i)
     for (const LayerConfig& l : model_.config().layers) {
       if (!l.moe || &l - model_.config().layers.data() >= model_.config().num_hidden_layers) continue;
-      for (int64_t j = 0; j < l.num_experts_per_tok; ++j)
+      for (int64_t j = 0; j < l.num_experts_per_tok; ++j) {
+        if (std::find(id, id + j, id[j]) != id + j)
+          return invalid_argument("evaluate: router_ids of token ", i, ", layer ",
+                                  &l - model_.config().layers.data(), ": ", id[j],
+                                  " is there twice; expected an expert once");
         if (id[j] < 0 || id[j] >= l.n_routed_experts)
           return invalid_argument("evaluate: router_ids of token ", i, ", layer ",
                                   &l - model_.config().layers.data(), ": got ", id[j], ", expected 0..",
                                   l.n_routed_experts - 1);
+      }
       id += most_experts_;
     }
   return {};

@@ -377,16 +377,18 @@ TEST_CASE("convert: names that were to be given yet are given, whatever comes th
       if (done < total || total == 0) return true;
       fs::copy_file(dir / "m.journal", dir / "headers/journal", fs::copy_options::overwrite_existing);
       for (const std::string& name : shards_in(dir / "src"))
-        if (name.ends_with(".consumed"))
-          fs::copy_file(dir / ("src/" + name), dir / ("headers/" + name),
-                        fs::copy_options::overwrite_existing);
+        if (name.ends_with(".consumed")) {  // its time is the shard's
+          const std::string from = dir / ("src/" + name), to = dir / ("headers/" + name);
+          fs::copy_file(from, to, fs::copy_options::overwrite_existing);
+          fs::last_write_time(to, fs::last_write_time(from));
+        }
       return true;
     };
     REQUIRE(convert(to(dir, "m", consume), callbacks).ok());
     fs::rename(dir / "headers/journal", dir / "m.journal");
     const auto content = lite::pack::Journal::read(dir / "m.journal");
     REQUIRE(content);
-    CHECK(content->is_only_copy() == consume);
+    CHECK(content->only_copy == consume);
     lite::pack::Journal journal;
     REQUIRE(journal.resume(dir / "m.journal", *content).ok());
     REQUIRE(journal.add({{lite::pack::Journal::kPublishing, 0, 0}}).ok());

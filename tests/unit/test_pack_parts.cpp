@@ -333,7 +333,33 @@ TEST_CASE("pack: another layout or key begins anew, and leaves no files of befor
     std::string journal = slurp(dir / "m.journal");
     journal[20] ^= 1;
     spill(dir / "m.journal", journal);
+    // It may have told that the partial file is the only copy.
+    const std::string before = slurp(dir / "m.partial");
+    const Status refused = create(c, dir / "m", split(0, "a")).status();
+    CHECK(refused.code() == Code::Corrupt);
+    CHECK(refused.message().find("m.journal is damaged") != std::string::npos);
+    CHECK(slurp(dir / "m.partial") == before);
+    CHECK(slurp(dir / "m.journal") == journal);
+    // One that was being begun tells nothing.
+    spill(dir / "m.journal", slurp(dir / "m.journal").substr(0, 48));
     begins_anew(dir, c, split(0, "a"));
+  }
+  SUBCASE("a damaged record in front of that of the only copy") {
+    TempDir dir;
+    {
+      auto writer = create(c, dir / "m", split(0, "a"));
+      REQUIRE(writer.ok());
+      write_extent(&*writer, c, 0);
+      REQUIRE(writer->sync().ok());
+      REQUIRE(writer->hold_only_copy().ok());
+    }
+    std::string journal = slurp(dir / "m.journal");
+    journal[journal.size() - 30] ^= 1;
+    spill(dir / "m.journal", journal);
+    CHECK(check_no_only_copy(dir / "m").code() == Code::InvalidArgument);
+    { REQUIRE(create(c, dir / "m", split(0, "a")).ok()); }  // goes on, and tells it again
+    CHECK(check_no_only_copy(dir / "m").code() == Code::InvalidArgument);
+    CHECK(create(c, dir / "m", split(0, "b")).status().code() == Code::InvalidArgument);
   }
   SUBCASE("unless it must go on") {
     TempDir dir;

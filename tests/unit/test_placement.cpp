@@ -191,6 +191,20 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("every budget ends in a plan: what is streamed yields where nothing else is left") {
+  const auto model = take(Model::open(api_test::packed("ds3-fp8")));
+  for (const int64_t beyond : {-kDriver + 1, int64_t(-1), int64_t(1000), int64_t(100'000), int64_t(400'000)})
+    for (const int64_t from : {0, 1}) {
+      SessionOptions o = options_of(*model, 1);
+      o.gpu_memory = kDriver + beyond;
+      o.stream_from = from;
+      CAPTURE(beyond);
+      const auto plan = Session::plan(*model, o);
+      REQUIRE_MESSAGE(plan.ok(), plan.status().message());
+      CHECK((*plan)->layout().memory[1].total() <= o.gpu_memory);
+    }
+}
+
 TEST_CASE("a divided session that is cancelled in the middle of a step can be used on") {
   const auto model = take(Model::open(api_test::packed("ds3-fp8")));
   SessionOptions o = options_of(*model, 0);
