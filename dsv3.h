@@ -391,10 +391,10 @@ DSV3_API dsv3_status dsv3_session_memory(dsv3_model* model, const dsv3_session_o
 
 /* INVALID_ARGUMENT for options out of range (a context beyond max_position_embeddings, mtp without such a layer, place
  * with a word that is not known); OUT_OF_MEMORY with the numbers when cache and activations exceed what the machine has,
- * or the parts that place names exceed gpu_memory. With a GPU it waits until no session of the model evaluates. Any thread. */
+ * or the parts that place names exceed gpu_memory. With a GPU it waits until no session with one evaluates. Any thread. */
 DSV3_API dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* options,
                                       dsv3_session** session);
-/* One thread, as the last to use the session. With a GPU it waits until no other session of the model evaluates. */
+/* One thread, as the last to use the session. With a GPU it waits until no other with one evaluates. */
 DSV3_API void dsv3_session_free(dsv3_session* session);
 
 /* The context per sequence that the session was made with. Any thread. */
@@ -419,7 +419,7 @@ typedef struct dsv3_batch {
  * A token's results depend on its sequence and phase alone: bit for bit the same whatever the batch, its cutting or
  * the number of threads. (With DSV3_ATTENTION_AUTO a prompt's batch decides the form of attention; name one, and the
  * phase, where bits must not depend on the batch.) On any error no sequence has changed. Errors: INVALID_ARGUMENT,
- * CONTEXT_FULL, CANCELLED, DEVICE. One thread; waits for evaluations of the model's other sessions.
+ * CONTEXT_FULL, CANCELLED, DEVICE. One thread; waits for evaluations of the model's other sessions, with a GPU of all with one.
  * Cost: allocates nothing, except that OpenMP makes a thread's team at its first evaluation, or when its sessions
  * differ in n_threads; for one token about bytes_per_token divided by the memory's bandwidth. */
 DSV3_API dsv3_status dsv3_eval(dsv3_session* session, const dsv3_batch* batch);

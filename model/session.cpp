@@ -163,13 +163,14 @@ DecodeSpeed Session::decode_speed(int64_t context, std::span<const double> bandw
 }
 
 // A GPU that waits for the host in the middle of a step keeps the driver from taking or giving back memory, and the driver
-// the host from looking at the GPU: so neither is done during an evaluation.
-std::unique_lock<std::mutex> Session::no_evaluation() {
-  return backends_.size() > 1 ? std::unique_lock(model_.evaluation()) : std::unique_lock<std::mutex>();
+// the host from looking at the GPU: so neither is done during an evaluation, of any model of the process.
+std::unique_lock<std::mutex> Session::alone_with_gpus() const {
+  static std::mutex mutex;
+  return backends_.size() > 1 ? std::unique_lock(mutex) : std::unique_lock<std::mutex>();
 }
 
 Session::~Session() {
-  const auto lock = no_evaluation();
+  const auto lock = alone_with_gpus();
   stream_memory_.clear();
   main_arenas_.clear();
   mtp_arenas_.clear();
@@ -177,7 +178,7 @@ Session::~Session() {
 }
 
 Status Session::allocate() {
-  const auto lock = no_evaluation();
+  const auto lock = alone_with_gpus();
   std::vector<std::byte*> streams;
   for (const lite::Stream& s : streams_) {
     LITE_ASSIGN(lite::Buffer buffer, backends_[s.device]->allocate(stream_bytes(s)));
@@ -342,6 +343,7 @@ Status Session::check_routing(const Batch& batch) const {
 
 Status Session::eval(const Batch& batch) {
   const std::lock_guard lock(model_.evaluation());
+  const auto gpus = alone_with_gpus();
   batch_tokens_ = 0;
   crossings_ = {};
   wanted_.clear();

@@ -143,7 +143,7 @@ class Session {
   };
 
   Session(Model& model, const SessionOptions& options);
-  std::unique_lock<std::mutex> no_evaluation();
+  std::unique_lock<std::mutex> alone_with_gpus() const;
   Status place();
   Status build(const Placement& placement, int64_t streamed_bytes);
   std::vector<MemoryUse> memory(const Placement& placement, const Parts& parts) const;

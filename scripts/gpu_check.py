@@ -43,10 +43,10 @@ class Report:
             ended = "" if process.returncode == 0 else f"exit {process.returncode}"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with everything it has started
-            output, ended = process.communicate()[0], "stopped: it took too long"
+            output, ended = process.communicate()[0], "not finished: it took too long"
         self.write(f"- {title}: {ended or 'ok'}, {time.monotonic() - start:.0f} s")
         if ended:
-            self.failed |= must
+            self.failed |= must and ended.startswith("exit")
             self.write("```", *output.splitlines()[-LONGEST:], "```")
         if show and output:
             self.write("", *show(output.splitlines()), "")
@@ -112,7 +112,7 @@ def tests(report, programs):
 def sanitizer(report, programs, demo):
     report.write("", "## compute-sanitizer", "")
     run = [programs / "dsv3", "run", demo, "-q", "--backend", "cuda", "-p", "It is a truth", "--temp", "0"]
-    for tool, tokens in (("memcheck", 8), ("racecheck", 2)):
+    for tool, tokens in (("memcheck", 8), ("racecheck", 2), ("synccheck", 2)):
         report.run(tool, ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *run, "-n", str(tokens)], 60, last)
 
 
