@@ -530,8 +530,7 @@ TEST_CASE("option structs of older and newer headers") {
   ok(dsv3_session_bound(s.get(), 8, &ceilings, &deep));
   ceilings.read_GBps = 20;
   ok(dsv3_session_bound(s.get(), 0, &ceilings, &twice));
-  CHECK(bound.bytes ==
-        doctest::Approx(double(info(model).bytes_per_token)).epsilon(1e-9));  // an expert counts in part
+  CHECK(std::abs(bound.bytes - double(info(model).bytes_per_token)) <= 1);  // an expert counts in part
   CHECK(bound.seconds == doctest::Approx(bound.bytes / 10e9));
   CHECK(twice.seconds == doctest::Approx(bound.seconds / 2));
   CHECK(deep.bytes > bound.bytes);
