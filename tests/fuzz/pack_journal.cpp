@@ -78,8 +78,9 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::check(writer.status());
   if (!writer.ok()) {
     const bool foreign = !pack::Journal::kMagic.starts_with(std::string_view(bytes).substr(0, 8));
-    fuzz::require(foreign || (content && content->only_copy),
-                  "only the journal of a sole copy or somebody else's file stops a writer");
+    fuzz::require(
+        foreign || (content ? content->only_copy : pack::Journal::is_unreadable(journal)),
+        "only the journal of a sole copy, an unreadable one or somebody else's file stops a writer");
     return 0;
   }
   int64_t durable = 0;
