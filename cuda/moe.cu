@@ -1,8 +1,9 @@
-// Running experts. The (token, k) pairs of a step are sorted by expert on the device, cut into tasks of up to kTogether
+// Running experts. In a prompt the (token, k) pairs are sorted by expert on the device, cut into tasks of up to kTogether
 // pairs of one expert, and every task meets that expert's weights: nothing is read back to the host.
 #include <cstring>
 
 #include "cuda/product.h"
+#include "cuda/stages/experts.h"
 #include "ggml-lite/carver.h"
 
 namespace lite::cuda {
@@ -43,52 +44,6 @@ MoeWorkspace workspace_of(const Graph& g, const Node& n, std::byte* memory) {
   return w;
 }
 
-// One block: each thread counts the pairs of its networks, finds where they begin, and lists them in order.
-__global__ void sort_kernel(MoeLayer l) {
-  const int networks = int(l.networks());
-  const int64_t pairs = l.pairs(l.live.rows());
-  int32_t* count = shared_memory<int32_t>();  // [networks]
-  for (int s = thread(); s < networks; s += threads()) {
-    int32_t n = 0;
-    for (int64_t pair = 0; pair < pairs; ++pair) n += l.network_of(pair) == s;
-    count[s] = n;
-  }
-  sync_block();
-  for (int s = thread(); s < networks; s += threads()) {
-    int32_t first = 0, task = 0;
-    for (int before = 0; before < s; ++before) {
-      first += count[before];
-      task += (count[before] + kTogether - 1) / kTogether;
-    }
-    for (int32_t i = 0; i < count[s]; i += kTogether)
-      l.w.tasks[task++] = {s, first + i, min(kTogether, count[s] - i)};
-    if (s == networks - 1) *l.w.n_tasks = task;
-    for (int64_t pair = 0; pair < pairs; ++pair)
-      if (l.network_of(pair) == s) l.w.list[first++] = int32_t(pair);
-  }
-}
-
-__global__ void round_input_kernel(MoeLayer l) {
-  const int64_t t = block_x(), first = (int64_t(block_y()) * kWarps + warp()) * kRoundGroup;
-  if (t < l.live.rows() && first < l.x.n)
-    round_group(l.rounding, l.x.row(t), l.w.rounded + t * l.x.n, first, l.x.n);
-}
-
-__global__ void round_hidden_kernel(MoeLayer l) {
-  const int64_t pair = block_x(), first = (int64_t(block_y()) * kWarps + warp()) * kRoundGroup;
-  if (pair >= l.pairs(l.live.rows())) return;
-  const int32_t network = l.network_of(pair);
-  if (network < 0) return;
-  const Network& f = l.table->networks[network];
-  float* h = l.w.hidden + pair * l.width;
-  if (first < f.up.rows && l.rounds(f.down)) round_group(l.rounding, h, h, first, f.up.rows);
-}
-
-__device__ float activation(bool gated, float gate, float up) {
-  if (gated) return gate / (1.0f + expf(-gate)) * up;
-  return 0.5f * up * (1.0f + erff(up * 0.70710678118654752f));
-}
-
 // hidden = silu(gate x) * up x, or gelu(up x + bias): a warp has one row of the task's network.
 __global__ void hidden_kernel(MoeLayer l) {
   const int64_t i = int64_t(block_x()) * kWarps + warp();
@@ -111,7 +66,7 @@ __global__ void hidden_kernel(MoeLayer l) {
   for (int t = 0; t < kTogether; ++t) {
     if (lane() != t || t >= task.n) continue;
     const float value = l.gated ? up[t] : up[t] + f.up_bias.at(i);
-    l.w.hidden[pairs[t] * l.width + i] = activation(l.gated, l.gated ? gate[t] : 0.0f, value);
+    l.w.hidden[pairs[t] * l.width + i] = Hidden::activation(l.gated, l.gated ? gate[t] : 0.0f, value);
   }
 }
 
@@ -222,20 +177,15 @@ void moe_ffn(const Graph& g, const Node& n, const Step& step) {
   if (step.phase == kDecode) return decode_experts(step, l);
   const int64_t d = l.x.n, pairs = l.pairs(l.live.most), tasks = most_tasks(pairs, l.networks());
   const bool tiles = takes_tiles(set, step);
-  if (step.phase == kPrompt)
-    sort_pairs(g, n, step, l, tiles ? kTaskPairs : kTogether);
-  else
-    launch(sort_kernel, {}, kThreads, l.networks() * int64_t(sizeof(int32_t)), step.stream, l);
+  sort_pairs(g, n, step, l, tiles ? kTaskPairs : kTogether);
   if (tiles) {
     tiled_experts(g, n, step, l);
   } else {
     if (l.rounding != Rounding::None)
-      launch(round_input_kernel, {l.live.most, ceil_div(d, kWarps * kRoundGroup)}, kThreads, 0, step.stream,
-             l);
+      give(step, RoundInput{l}, {l.live.most, ceil_div(d, kStageWarps * kRoundGroup)});
     launch(hidden_kernel, {ceil_div(l.width, kWarps), tasks}, kThreads, 0, step.stream, l);
     if (l.rounding != Rounding::None)
-      launch(round_hidden_kernel, {pairs, ceil_div(l.width, kWarps * kRoundGroup)}, kThreads, 0, step.stream,
-             l);
+      give(step, RoundHidden{l}, {pairs, ceil_div(l.width, kStageWarps * kRoundGroup)});
     launch(down_kernel, {ceil_div(d, kWarps * kRows), tasks}, kThreads, 0, step.stream, l);
   }
   launch(sum_kernel, {l.live.most, ceil_div(d, kThreads)}, kThreads, 0, step.stream, l);
