@@ -134,13 +134,18 @@ dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options,
     LITE_TRY(read_options("dsv3_model_options", options, &o));
     auto m = std::make_unique<dsv3_model>();
     std::string backend;
+    const std::string load = o.load ? o.load : "map";
+    if (load != "map" && load != "copy")
+      return lite::invalid_argument("dsv3_model_open: load: got \"", load, "\", expected map or copy");
     LITE_ASSIGN(m->device, read_device(o, &backend));
     m->log = o.log;
     m->log_user = o.log_user;
     LITE_ASSIGN(m->model, dsv3::Model::open(path));
     m->id = m->model->file().model_id();
     LITE_TRY(read_generation(m.get()).in(lite::str("open ", path)));
-    if (o.verify) LITE_TRY(m->model->file().verify(progress_function(o.progress, o.progress_user)));
+    const auto progress = progress_function(o.progress, o.progress_user);
+    if (o.verify) LITE_TRY(m->model->file().verify(progress));
+    if (load == "copy") LITE_TRY(m->model->copy_weights(progress));
     m->info(lite::str("opened ", path, ": backend ", backend, ", path ", path_name(m->device), ", ",
                       m->model->file().file_bytes(), " bytes"),
             DSV3_LOG_INFO);

@@ -95,21 +95,24 @@ typedef struct dsv3_model_options {
    * GPU that can be used, or else "cpu"; the log says which, and why. */
   const char* backend;
   /* Instruction-set path of "cpu": "auto" (default), the best this machine has, or "portable", "avx2", "avx512",
-   * "avx512bf16". UNSUPPORTED when the machine has not got it, or there is none of that name. */
+   * "avx512bf16", "avx512fp16", "amx". UNSUPPORTED when the machine has not got it, or there is none of that name. */
   const char* isa;
   /* Warnings, also of the model's sessions when they are made, and at opening one line that says what computes
    * (DSV3_LOG_INFO); default none */
   dsv3_log log;
   void* log_user;
-  /* Of the verification, in bytes: only that can be stopped. Without `verify` it is never called: opening reads the
-   * file's index and its small files. */
+  /* Of the verification and then of the copy, in bytes: only these can be stopped. Without either it is never called:
+   * opening reads the file's index and its small files. */
   dsv3_progress progress;
   void* progress_user;
+  /* "map" (default): weights stay in the file, mapped, and pages are read as they are used. "copy": all are read into this
+   * process's memory now, in huge pages, and on a machine of several NUMA nodes each matrix is divided among these. */
+  const char* load;
 } dsv3_model_options;
 
-/* Opens a packed file made by dsv3-convert. Weights stay mapped, read-only; pages are read as they are used.
+/* Opens a packed file made by dsv3-convert.
  * Errors: NOT_FOUND (also a GPU of that number), IO, CORRUPT, UNSUPPORTED (version, architecture, backend, instruction
- * set), DEVICE (no GPU, or no driver for it), CANCELLED. Any thread. */
+ * set), OUT_OF_MEMORY (the copy), DEVICE (no GPU, or no driver for it), CANCELLED. Any thread. */
 DSV3_API dsv3_status dsv3_model_open(const char* path, const dsv3_model_options* options, dsv3_model** model);
 
 /* BUSY while a session of the model is alive; then nothing changes. One thread, when no other uses the model. */

@@ -36,15 +36,18 @@ struct Team {
     if (size > 1) state->barrier(size);
   }
 
-  // Calls body(i) for every i of 0..n-1, once by some thread: three quarters are split beforehand, in order, so that
-  // each thread reads one stretch of memory; the rest goes to whoever is free. At most one tasks() between barriers.
+  // Calls body(i) for every i of 0..n-1, once by some thread: its share is each thread's own but for the last quarter, so that
+  // it reads one stretch of memory, that of its node where weights are divided so (host_copy.h); the rest goes to whoever is
+  // free, in turn from every share. At most one tasks() between barriers.
   template <class Body>
   void tasks(int64_t n, Body&& body) const {
-    const int64_t split = size == 1 ? n : n - n / 4;
-    const auto [first, end] = share(split);
-    for (int64_t i = first; i < end; ++i) body(i);
-    if (split == n) return;
-    for (int64_t i; (i = split + state->tail().fetch_add(1, std::memory_order_relaxed)) < n;) body(i);
+    const auto share_of = [n, this](int64_t i) { return n * i / size; };
+    const int64_t fewest = n / size, rest = size == 1 ? 0 : fewest / 4;
+    const int64_t end = share_of(index + 1) - rest;
+    for (int64_t i = share_of(index); i < end; ++i) body(i);
+    if (rest == 0) return;
+    for (int64_t i; (i = state->tail().fetch_add(1, std::memory_order_relaxed)) < rest * size;)
+      body(share_of(i % size + 1) - rest + i / size);
   }
 };
 

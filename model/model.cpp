@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include "ggml-lite/file.h"
+#include "ggml-lite/machine.h"
 #include "model/sections.h"
 
 namespace dsv3 {
@@ -20,6 +21,11 @@ Model::Model(std::optional<lite::PackFile> file, Config config)
     for (const std::string& name : table_[i].also)
       if (!items_[i]) items_[i] = file_->find(name);
   }
+}
+
+Status Model::copy_weights(const std::function<bool(int64_t done, int64_t total)>& progress) {
+  LITE_ASSIGN(copy_, lite::HostCopy::read(*file_, lite::core_processors(), progress));
+  return {};
 }
 
 const std::unordered_map<std::string_view, size_t>& Model::by_name() const {
@@ -155,7 +161,7 @@ Status Model::check_tensors() const {
 Tensor Model::tensor(const std::string& name) const {
   const auto at = by_name().find(name);
   if (at == by_name().end()) return {};
-  if (const lite::PackFile::Item* item = items_[at->second]) return item->tensor;
+  if (const lite::PackFile::Item* item = items_[at->second]) return copy_ ? copy_->tensor(*item) : item->tensor;
   const std::string& same_as = table_[at->second].same_as;
   return same_as.empty() ? Tensor() : tensor(same_as);
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "ggml-lite/device_weights.h"
+#include "ggml-lite/host_copy.h"
 #include "ggml-lite/pack.h"
 #include "model/config.h"
 #include "model/tensors.h"
@@ -24,6 +25,9 @@ class Model {
   // What the checkpoint of a config.json would be once converted, without the weights: every tensor has its type and
   // shape, and an address that tells it from others and holds nothing. For planning.
   static Result<std::unique_ptr<Model>> outline(const std::string& config_path);
+
+  // Copies the weights out of the file, one thread on each core (host_copy.h); before the first session.
+  Status copy_weights(const std::function<bool(int64_t done, int64_t total)>& progress);
 
   bool has_weights() const { return file_.has_value(); }
   const lite::PackFile& file() const { return *file_; }  // of an opened one
@@ -59,6 +63,7 @@ class Model {
   const std::unordered_map<std::string_view, size_t>& by_name() const;
 
   std::optional<lite::PackFile> file_;
+  std::optional<lite::HostCopy> copy_;
   std::deque<lite::PackFile::Item> outline_;  // what a file would hold, where there is none
   Config config_;
   std::vector<TensorInfo> table_;

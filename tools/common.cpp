@@ -204,6 +204,7 @@ Model open_model(const std::string& path, const ComputeOptions& compute, bool qu
   options.struct_size = sizeof options;
   options.backend = compute.backend.c_str();
   options.isa = compute.isa.c_str();
+  options.load = compute.load.c_str();
   options.log = quiet ? log_warnings : log_all;
   dsv3_model* model = nullptr;
   opening = compute.backend != "auto";
@@ -349,7 +350,7 @@ void ComputeOptions::add_device_to(CLI::App* command) {
                    "threads (default: the physical cores); results do not depend on them")
       ->check(number(1, 1024))
       ->type_name("N");
-  command->add_flag("--exact", exact, "f32 activations in every product, also where bf16 is faster");
+  command->add_flag("--exact", exact, "f32 activations in every product, also where bf16 or f16 is faster");
   command
       ->add_option("--backend", backend,
                    "what computes: cpu; ref, the slow reference; cuda or cuda:N, a GPU, if --version names "
@@ -357,6 +358,12 @@ void ComputeOptions::add_device_to(CLI::App* command) {
                    "one can be used, else cpu")
       ->capture_default_str();
   command->add_option("--isa", isa, "instruction sets of --backend cpu: auto, or one that --version names")
+      ->capture_default_str();
+  command
+      ->add_option("--load", load,
+                   "weights: map, read from the file as they are needed; copy, all into memory first, in huge pages and "
+                   "divided among NUMA nodes")
+      ->check(CLI::IsMember({"map", "copy"}))
       ->capture_default_str();
 }
 

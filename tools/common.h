@@ -120,7 +120,7 @@ using Session = std::unique_ptr<dsv3_session, FreeSession>;
 
 // How to compute.
 struct ComputeOptions {
-  std::string backend = "cpu", isa = "auto", attention = "auto", gemm = "f32", kv = "auto";
+  std::string backend = "cpu", isa = "auto", attention = "auto", gemm = "f32", kv = "auto", load = "map";
   bool exact = false;
   int32_t n_threads = 0;   // 0: the physical cores
   int64_t gpu_memory = 0;  // 0: no limit

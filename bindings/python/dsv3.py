@@ -72,7 +72,7 @@ class Struct(ctypes.Structure):
 
 class ModelOptions(Struct):
     _fields_ = [("struct_size", c_uint32), ("verify", c_int32), ("backend", c_char_p), ("isa", c_char_p), ("log", LogFunction),
-                ("log_user", c_void_p), ("progress", ProgressFunction), ("progress_user", c_void_p)]
+                ("log_user", c_void_p), ("progress", ProgressFunction), ("progress_user", c_void_p), ("load", c_char_p)]
 
 
 class ModelInfo(Struct):
@@ -234,13 +234,13 @@ class _Handle:
 
 
 class Model(_Handle):
-    """A packed file, opened. log(level, text) gets warnings and facts; progress(done, total) of the verification stops it by
+    """A packed file, opened. log(level, text) gets warnings and facts; progress(done, total) of verification and copy stops them by
     returning True. What these raise, the call raises that they were called by."""
 
-    def __init__(self, path, verify=False, backend=None, isa=None, log=None, progress=None):
+    def __init__(self, path, verify=False, backend=None, isa=None, log=None, progress=None, load=None):
         self._callbacks = (_log(log), _progress(progress))
         options = ModelOptions(verify=verify, backend=backend and _text(backend), isa=isa and _text(isa), log=self._callbacks[0],
-                               progress=self._callbacks[1])
+                               progress=self._callbacks[1], load=load and _text(load))
         handle = c_void_p()
         status = _lib().dsv3_model_open(_text(path), byref(options), byref(handle))
         self._handle = handle  # also should log have raised: it is to be closed

@@ -14,15 +14,16 @@
 namespace lite::cpu {
 namespace {
 
-constexpr int64_t kSpan = 256;      // positions of a block
-constexpr int64_t kQueryRows = 64;  // rows that meet a block at once in a prompt
-constexpr int64_t kMaxSplits = 32;  // parts of a sequence that threads do side by side
+constexpr int64_t kSpan = kTileSpan;  // positions of a block
+constexpr int64_t kQueryRows = 64;    // rows that meet a block at once in a prompt
+constexpr int64_t kMaxSplits = 32;    // parts of a sequence that threads do side by side
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // Sizes of one kind of attention: keys of `key` values, values of `value`; `group` query heads share them.
 struct Shape {
   int64_t heads, group, key, value, context, tokens;
   int64_t latent;  // expanded: values of a cached latent; 0: keys and values are in the cache as they are
+  int stream;      // which input of the node is the cache
   float scale;
   int64_t window;
 
@@ -38,6 +39,7 @@ struct Shape {
     latent = 0;
     group = heads;
     key = q.shape[2];
+    stream = n.op == Op::AttentionGrouped ? 1 : n.op == Op::AttentionLatent ? 2 : 3;
     if (n.op == Op::AttentionGrouped) {
       group = heads / (g.tensor(n.in[1]).shape[1] / (2 * value));
     } else {
@@ -49,6 +51,18 @@ struct Shape {
   int64_t first_visible(int64_t visible) const { return window ? std::max<int64_t>(0, visible - window) : 0; }
 };
 
+// Which arithmetic a node gets: queries, keys and exponentials in bf16, and that on the matrix unit, values too.
+struct Ways {
+  bool bf16, tiles, expand_on_tiles;
+
+  Ways(const Graph& g, const Node& n, const Arithmetic& a) {
+    const Shape s(g, n);
+    bf16 = a.k->gemm_bf16 && !a.exact && g.tensor(n.in[s.stream]).dtype == DType::BF16;
+    tiles = bf16 && a.k->tiles.product && s.key % kTileColumns == 0 && s.value % kTileColumns == 0;
+    expand_on_tiles = s.latent && tiles_take(a, g.tensor(n.in[2]));
+  }
+};
+
 // What a row has seen so far: its y is the sum of exp(score - top) * value, total that of exp(score - top).
 struct State {
   float top, total;
@@ -58,6 +72,11 @@ struct State {
 struct Memory {
   float *q, *keys, *values, *latents, *scores, *sums;
   uint16_t *q16, *keys16;
+  // On the matrix unit: packed queries and latents, exponentials, values as they are and packed; of each query what it
+  // sees of a span, and its state.
+  uint16_t *packed_q, *packed_latents, *shares, *values16, *packed_values;
+  int32_t *begin, *end;
+  float *top, *total, *keep;
   State* state;
   const float** latent_row;
   std::byte* product;
@@ -65,8 +84,9 @@ struct Memory {
   State* partial_state;
   int64_t bytes;
 
-  Memory(const Graph& g, const Node& n, std::byte* base, int threads, int thread) {
+  Memory(const Graph& g, const Node& n, std::byte* base, int threads, int thread, const Arithmetic& a) {
     const Shape s(g, n);
+    const Ways ways(g, n, a);
     Carver carve(base);
     partial = carve.take<float>(s.latent ? 0 : s.splits() * s.heads * s.value);
     partial_state = carve.take<State>(s.latent ? 0 : s.splits() * s.heads);
@@ -83,6 +103,17 @@ struct Memory {
       m.latents = carve.take<float>(kSpan * s.latent);
       m.latent_row = carve.take<const float*>(s.latent ? kSpan : 0);
       m.product = carve.take<std::byte>(s.latent ? ProductScratch::bytes(s.latent) : 0);
+      const int64_t rows = ways.tiles ? kQueryRows : 0, span = ways.tiles ? kSpan : 0;
+      m.packed_q = carve.take<uint16_t>(packed_rows(rows, s.key));
+      m.packed_latents = carve.take<uint16_t>(ways.expand_on_tiles ? packed_rows(kSpan, s.latent) : 0);
+      m.shares = carve.take<uint16_t>(rows * kSpan);
+      m.values16 = carve.take<uint16_t>(s.latent ? span * s.value : 0);
+      m.packed_values = carve.take<uint16_t>(span * s.value);
+      m.begin = carve.take<int32_t>(rows);
+      m.end = carve.take<int32_t>(rows);
+      m.top = carve.take<float>(rows);
+      m.total = carve.take<float>(rows);
+      m.keep = carve.take<float>(rows);
       if (i != thread) continue;
       m.partial = partial;
       m.partial_state = partial_state;
@@ -99,14 +130,14 @@ struct Memory {
 struct Span {
   int64_t first, n;  // positions
   const void* key[kSpan];
-  // Values in runs at a fixed distance.
+  // Runs of rows at a fixed distance.
   struct Run {
     const void* value;
     int64_t n;
   } run[kSpan / kBlockRows];
   int n_runs;
   Elem value_type;
-  int64_t value_stride;  // bytes
+  int64_t key_stride, value_stride;  // bytes
 };
 
 // Up to kQueryRows rows that meet the same keys.
@@ -122,18 +153,19 @@ struct Queries {
 // One thread's part in one attention node.
 class Attention {
  public:
-  Attention(const Graph& g, const Node& n, const Team& team, const Arithmetic& a, int stream)
+  Attention(const Graph& g, const Node& n, const Team& team, const Arithmetic& a)
       : g_(g),
         n_(n),
         team_(team),
         k_(*a.k),
         arithmetic_(a),
-        cache_{g.tensor(n.in[stream]), g.tensor(n.in[stream + 1]).row<int32_t>(0),
-               g.tensor(n.in[stream + 2])},
-        y_(g.tensor(n.out[0])),
         shape_(g, n),
-        m_(g, n, g.tensor(n.workspace).data, team.size, team.index),
-        bf16_(a.k->gemm_bf16 && !a.exact && cache_.stream.dtype == DType::BF16) {}
+        cache_{g.tensor(n.in[shape_.stream]), g.tensor(n.in[shape_.stream + 1]).row<int32_t>(0),
+               g.tensor(n.in[shape_.stream + 2])},
+        y_(g.tensor(n.out[0])),
+        ways_(g, n, a),
+        m_(g, n, g.tensor(n.workspace).data, team.size, team.index, a),
+        use_(a, ways_.tiles || ways_.expand_on_tiles) {}
 
   // Keys and values as they are cached. A decode step: a task is some heads of a token with one split of the positions.
   void decode_cached();
@@ -146,18 +178,22 @@ class Attention {
   void add_query(Queries* queries, int64_t s, int64_t t, int64_t h);
   void read_span(int64_t s, int64_t group, int64_t first, int64_t n, Span* span);
   void expand_span(const Tensor& kv_b, int64_t s, int64_t h, int64_t first, int64_t n, Span* span);
+  // All rows of `queries` are there.
+  void ready(const Queries& queries);
   void meet(const Span& span, Queries& queries);
+  void meet_on_tiles(const Span& span, Queries& queries);
 
   const Graph& g_;
   const Node& n_;
   const Team& team_;
   const Kernels& k_;
   const Arithmetic& arithmetic_;
+  const Shape shape_;
   const CachedRows cache_;
   const Tensor& y_;
-  const Shape shape_;
+  const Ways ways_;
   const Memory m_;
-  const bool bf16_;
+  const TileUse use_;
 };
 
 // Appends query head h of token t: its parts side by side, in the type of the scores' product.
@@ -169,9 +205,15 @@ void Attention::add_query(Queries* queries, int64_t s, int64_t t, int64_t h) {
   if (rest) std::copy_n(g_.tensor(n_.in[1]).row<float>(t, h), rest, q + first);
   queries->q[i] = q;
   queries->visible[i] = cache_.visible(s, t);
-  if (!bf16_) return;
+  if (!ways_.bf16 || ways_.tiles) return;
   k_.to_bf16(q, 1, m_.q16 + i * shape_.key, shape_.key);
   queries->q[i] = m_.q16 + i * shape_.key;
+}
+
+void Attention::ready(const Queries& queries) {
+  if (ways_.tiles)
+    pack_rows(arithmetic_, reinterpret_cast<const float* const*>(queries.q), queries.n, shape_.key,
+              m_.packed_q);
 }
 
 void Attention::read_span(int64_t s, int64_t group, int64_t first, int64_t n, Span* span) {
@@ -185,8 +227,8 @@ void Attention::read_span(int64_t s, int64_t group, int64_t first, int64_t n, Sp
   span->first = first;
   span->n = n;
   span->value_type = elem_of(stream.dtype);
-  span->value_stride = stream.stride[0];
-  const bool direct = bf16_ || stream.dtype == DType::F32;
+  span->key_stride = span->value_stride = stream.stride[0];
+  const bool direct = ways_.bf16 || stream.dtype == DType::F32;
   for (int64_t p = 0; p < n; ++p) {
     const std::byte* const row = cache_.row(s, first + p);
     span->key[p] = row + key_at * size;
@@ -212,26 +254,42 @@ void Attention::expand_span(const Tensor& kv_b, int64_t s, int64_t h, int64_t fi
     k_.to_f32(elem_of(stream.dtype), row + r * size_of(stream.dtype), 1, m_.keys + p * dk + dn, dk - dn);
     m_.latent_row[p] = latent;
   }
-  prompt_product(arithmetic_, kv_b, h * (dn + dv), dn, m_.latent_row, n, m_.keys, dk, scratch);
-  prompt_product(arithmetic_, kv_b, h * (dn + dv) + dn, dv, m_.latent_row, n, m_.values, dv, scratch);
+  const auto product = [&](int64_t row, int64_t rows, float* to, int64_t stride) {
+    if (ways_.expand_on_tiles)
+      tile_product(arithmetic_, kv_b, row, rows, m_.packed_latents, n, to, stride, scratch);
+    else
+      prompt_product(arithmetic_, kv_b, row, rows, m_.latent_row, n, to, stride, scratch);
+  };
+  if (ways_.expand_on_tiles) pack_rows(arithmetic_, m_.latent_row, n, r, m_.packed_latents);
+  product(h * (dn + dv), dn, m_.keys, dk);
+  product(h * (dn + dv) + dn, dv, m_.values, dv);
   *span = {};
   span->first = first;
   span->n = n;
   for (int64_t p = 0; p < n; ++p) {
     span->key[p] = m_.keys + p * dk;
-    if (!bf16_) continue;
+    if (!ways_.bf16) continue;
     k_.to_bf16(m_.keys + p * dk, 1, m_.keys16 + p * dk, dk);
     span->key[p] = m_.keys16 + p * dk;
   }
   span->n_runs = 1;
-  span->run[0] = {m_.values, n};
-  span->value_type = Elem::F32;
-  span->value_stride = dv * int64_t(sizeof(float));
+  span->key_stride = dk * int64_t(sizeof(uint16_t));
+  if (ways_.tiles) {
+    k_.to_bf16(m_.values, 1, m_.values16, n * dv);
+    span->run[0] = {m_.values16, n};
+    span->value_type = Elem::Bf16;
+    span->value_stride = dv * int64_t(sizeof(uint16_t));
+  } else {
+    span->run[0] = {m_.values, n};
+    span->value_type = Elem::F32;
+    span->value_stride = dv * int64_t(sizeof(float));
+  }
 }
 
 // Adds what the rows see of a span to their sums (the online softmax of arXiv:1805.02867).
 void Attention::meet(const Span& span, Queries& queries) {
-  if (bf16_)
+  if (ways_.tiles) return meet_on_tiles(span, queries);
+  if (ways_.bf16)
     k_.gemm_bf16(reinterpret_cast<const uint16_t* const*>(queries.q), queries.n,
                  reinterpret_cast<const uint16_t* const*>(span.key), span.n, shape_.key, m_.scores, kSpan,
                  false);
@@ -257,6 +315,33 @@ void Attention::meet(const Span& span, Queries& queries) {
   for (int r = 0; r < span.n_runs; p += span.run[r++].n)
     k_.accumulate(span.value_type, m_.scores + p, kSpan, queries.n, span.run[r].value, span.value_stride,
                   span.run[r].n, queries.y, queries.y_stride, shape_.value);
+}
+
+void Attention::meet_on_tiles(const Span& span, Queries& queries) {
+  const Tiles& tiles = k_.tiles;
+  const int64_t groups = ceil_div(queries.n, kTile), width = groups * kTile;
+  int64_t p = 0;
+  for (int r = 0; r < span.n_runs; p += span.run[r++].n)
+    tiles.product(static_cast<const uint16_t*>(span.key[p]), span.key_stride, span.run[r].n, m_.packed_q,
+                  packed_group(shape_.key), groups, shape_.key, nullptr, m_.scores + p * width, false);
+  for (int64_t i = 0; i < width; ++i) {
+    const bool live = i < queries.n;
+    const int64_t visible = live ? queries.visible[i] : 0;
+    const int64_t end = std::clamp<int64_t>(visible - span.first, 0, span.n);
+    m_.begin[i] = int32_t(std::clamp<int64_t>(shape_.first_visible(visible) - span.first, 0, end));
+    m_.end[i] = int32_t(end);
+    m_.top[i] = live ? queries.state[i].top : kNever;
+    m_.total[i] = live ? queries.state[i].total : 0;
+  }
+  tiles.softmax(m_.scores, span.n, groups, m_.begin, m_.end, shape_.scale, m_.top, m_.total, m_.keep,
+                m_.shares);
+  for (int64_t i = 0; i < queries.n; ++i) queries.state[i] = {m_.top[i], m_.total[i]};
+  p = 0;
+  for (int r = 0; r < span.n_runs; p += span.run[r++].n)
+    tiles.pack_values(span.run[r].value, span.value_stride, span.run[r].n, shape_.value, p, span.n,
+                      m_.packed_values);
+  tiles.mix(m_.shares, queries.n, span.n, m_.packed_values, shape_.value, m_.keep, queries.y,
+            queries.y_stride);
 }
 
 void Attention::decode_cached() {
@@ -288,6 +373,7 @@ void Attention::decode_cached() {
       const int64_t h0 = gr * group + part * rows;
       Queries queries;
       for (int64_t h = h0; h < std::min(h0 + rows, (gr + 1) * group); ++h) add_query(&queries, s, t, h);
+      ready(queries);
       queries.y = m_.partial + (place * shape_.heads + h0) * shape_.value;
       queries.y_stride = shape_.value;
       queries.state = m_.partial_state + place * shape_.heads + h0;
@@ -345,6 +431,7 @@ void Attention::prompt_cached() {
     Queries queries;
     for (int64_t t = t0; t < t1; ++t)
       for (int64_t h = h0; h < h1; ++h) add_query(&queries, s, t, h);
+    ready(queries);
     queries.y = m_.sums;
     queries.y_stride = shape_.value;
     queries.state = m_.state;
@@ -378,6 +465,7 @@ void Attention::expanded(const Tensor& kv_b) {
         if (cache_.visible(s, t1 - 1) <= b) continue;
         Queries queries;
         for (int64_t t = t0; t < t1; ++t) add_query(&queries, s, t, h);
+        ready(queries);
         queries.y = y_.row<float>(t0, h);
         queries.y_stride = y_.stride[0] / int64_t(sizeof(float));
         queries.state = m_.state + t0 - first;
@@ -391,22 +479,22 @@ void Attention::expanded(const Tensor& kv_b) {
 
 }  // namespace
 
-int64_t attention_workspace(const Graph& g, const Node& n, int threads) {
-  return Memory(g, n, nullptr, threads, 0).bytes;
+int64_t attention_workspace(const Graph& g, const Node& n, int threads, const Arithmetic& a) {
+  return Memory(g, n, nullptr, threads, 0, a).bytes;
 }
 
 void attention_latent(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
-  Attention attention(g, n, team, a, 2);
+  Attention attention(g, n, team, a);
   is_prompt(g, n) ? attention.prompt_cached() : attention.decode_cached();
 }
 
 void attention_grouped(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
-  Attention attention(g, n, team, a, 1);
+  Attention attention(g, n, team, a);
   is_prompt(g, n) ? attention.prompt_cached() : attention.decode_cached();
 }
 
 void attention_expanded(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
-  Attention(g, n, team, a, 3).expanded(g.tensor(n.in[2]));
+  Attention(g, n, team, a).expanded(g.tensor(n.in[2]));
 }
 
 }  // namespace lite::cpu

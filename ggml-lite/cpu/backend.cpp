@@ -44,13 +44,14 @@ class CpuBackend final : public Backend {
   int64_t workspace_bytes(const Graph& g, const Node& n) const override {
     const int threads = options_.n_threads;
     switch (n.op) {
-      case Op::Linear: return cpu::linear_workspace(g, n, threads);
-      case Op::LinearPerHead: return cpu::linear_per_head_workspace(g, n, threads);
+      case Op::Linear: return cpu::linear_workspace(g, n, threads, arithmetic_);
+      case Op::LinearPerHead: return cpu::linear_per_head_workspace(g, n, threads, arithmetic_);
       case Op::AttentionLatent:
       case Op::AttentionExpanded:
-      case Op::AttentionGrouped: return cpu::attention_workspace(g, n, threads);
+      case Op::AttentionGrouped: return cpu::attention_workspace(g, n, threads, arithmetic_);
       case Op::MoeFfn:
-        return is_swiglu(g, n) ? cpu::moe_workspace(g, n, threads) : ref::moe_workspace(g, n, threads);
+        return is_swiglu(g, n) ? cpu::moe_workspace(g, n, threads, arithmetic_)
+                               : ref::moe_workspace(g, n, threads);
       default: return ref::workspace_bytes(g, n, threads);
     }
   }

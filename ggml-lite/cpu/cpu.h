@@ -18,7 +18,7 @@ namespace lite {
 struct CpuOptions {
   int n_threads = 1;
   Isa isa = Isa::Portable;  // isa_usable()
-  bool exact = false;       // f32 activations into every product
+  bool exact = false;       // f32 activations into every product, an f32 softmax and f32 values
 };
 std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
 
@@ -33,10 +33,10 @@ void attention_grouped(const Graph& g, const Node& n, const Team& team, const Ar
 void moe_ffn(const Graph& g, const Node& n, const Team& team, const Arithmetic& a);
 void silu_mul(const Graph& g, const Node& n, const Team& team, const Arithmetic& a);
 
-int64_t linear_workspace(const Graph& g, const Node& n, int threads);
-int64_t linear_per_head_workspace(const Graph& g, const Node& n, int threads);
-int64_t attention_workspace(const Graph& g, const Node& n, int threads);
-int64_t moe_workspace(const Graph& g, const Node& n, int threads);
+int64_t linear_workspace(const Graph& g, const Node& n, int threads, const Arithmetic& a);
+int64_t linear_per_head_workspace(const Graph& g, const Node& n, int threads, const Arithmetic& a);
+int64_t attention_workspace(const Graph& g, const Node& n, int threads, const Arithmetic& a);
+int64_t moe_workspace(const Graph& g, const Node& n, int threads, const Arithmetic& a);
 
 bool is_prompt(const Graph& g, const Node& n);
 

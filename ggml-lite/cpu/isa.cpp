@@ -4,12 +4,14 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace lite {
 namespace {
 
-constexpr const char* kNames[kIsas] = {"portable", "avx2", "avx512", "avx512bf16"};
+constexpr const char* kNames[kIsas] = {"portable", "avx2", "avx512", "avx512bf16", "avx512fp16", "amx"};
 
 #if defined(__x86_64__)
 struct Cpuid {
@@ -33,6 +35,12 @@ uint64_t saved_state() {
   return uint64_t(high) << 32 | low;
 }
 
+// Tiles are 8 KiB of state for every thread, which Linux gives a process that asks (arch/x86: xstate "tile data").
+bool tiles_granted() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 bool detect(Isa isa) {
   const Cpuid basic(1, 0), features(7, 0), more(7, 1);
   const uint64_t saved = saved_state();
@@ -40,11 +48,16 @@ bool detect(Isa isa) {
       bits(basic.ecx, {12, 28, 29}) /* FMA, AVX, F16C */ && bits(features.ebx, {5}) && (saved & 0x6) == 0x6;
   const bool avx512 = avx2 && bits(features.ebx, {16, 17, 30, 31}) /* F, DQ, BW, VL */ &&
                       bits(features.ecx, {1}) /* VBMI */ && (saved & 0xE6) == 0xE6;
+  const bool bf16 = avx512 && bits(more.eax, {5}), fp16 = bf16 && bits(features.edx, {23});
   switch (isa) {
     case Isa::Portable: return true;
     case Isa::Avx2: return avx2;
     case Isa::Avx512: return avx512;
-    case Isa::Avx512Bf16: return avx512 && bits(more.eax, {5});
+    case Isa::Avx512Bf16: return bf16;
+    case Isa::Avx512Fp16: return fp16;
+    case Isa::Amx:
+      return fp16 && bits(features.edx, {22, 24}) /* AMX-BF16, AMX-TILE */ && (saved & 0x60000) == 0x60000 &&
+             tiles_granted();
   }
   return false;
 }

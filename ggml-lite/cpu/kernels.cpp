@@ -8,6 +8,8 @@ const Kernels* kernels_of(Isa isa) {
     case Isa::Avx2: return kernels_avx2();
     case Isa::Avx512: return kernels_avx512();
     case Isa::Avx512Bf16: return kernels_avx512bf16();
+    case Isa::Avx512Fp16: return kernels_avx512fp16();
+    case Isa::Amx: return kernels_amx();
   }
   return nullptr;
 }

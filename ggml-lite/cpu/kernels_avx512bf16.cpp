@@ -52,19 +52,17 @@ int64_t bf16_rounds(int64_t n) {
   return out < 0 ? 0 : n * kChains * Bf16Dot::kStep;
 }
 
-constexpr Kernels kernels() {
-  Kernels k = f32_kernels<V, Reader>();
-  k.gemm_bf16 = gemm<V, Bf16Dot>;
-  k.to_bf16 = to_bf16;
-  k.bf16_rounds = bf16_rounds;
-  k.f8_to_bf16 = f8_to_bf16;
-  return k;
-}
-
 }  // namespace avx512bf16
 
 const Kernels* kernels_avx512bf16() {
-  static constexpr Kernels table = avx512bf16::kernels();
+  static const Kernels table = [] {
+    Kernels k = *kernels_avx512();
+    k.gemm_bf16 = avx512bf16::gemm<avx512bf16::V, avx512bf16::Bf16Dot>;
+    k.to_bf16 = avx512bf16::to_bf16;
+    k.f8_to_bf16 = avx512bf16::f8_to_bf16;
+    k.bf16_rounds = avx512bf16::bf16_rounds;
+    return k;
+  }();
   return &table;
 }
 

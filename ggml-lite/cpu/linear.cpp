@@ -11,21 +11,19 @@ bool rounds(const LinearParams& p, const Tensor& w) {
   return p.rounding != Rounding::None && w.dtype == DType::F8_E4M3;
 }
 
-// Rows of a matrix that one task takes: enough tasks for every thread, in whole groups of what a kernel reads at once.
-int64_t rows_per_task(int64_t rows, int threads) {
-  return std::clamp<int64_t>(round_up(ceil_div(rows, int64_t(threads) * 16), 8), 8, kPanelRows);
-}
-
 struct LinearMemory {
   float* rounded;               // [T, in], when rounding
+  uint16_t* packed;             // [T, in], for the matrix unit
   const float** row = nullptr;  // this thread's: [T]
   std::byte* product = nullptr;
   int64_t bytes;
 
-  LinearMemory(const Graph& g, const Node& n, std::byte* base, int threads, int thread) {
+  LinearMemory(const Graph& g, const Node& n, std::byte* base, int threads, int thread, const Arithmetic& a) {
     const Tensor &x = g.tensor(n.in[0]), &w = g.tensor(n.in[1]);
+    const LinearParams& p = std::get<LinearParams>(n.params);
     Carver carve(base);
-    rounded = carve.take<float>(rounds(std::get<LinearParams>(n.params), w) ? x.shape[0] * x.shape[1] : 0);
+    rounded = carve.take<float>(rounds(p, w) ? x.shape[0] * x.shape[1] : 0);
+    packed = carve.take<uint16_t>(tiles_take(a, w, p.f32) ? packed_rows(x.shape[0], x.shape[1]) : 0);
     for (int i = 0; i < threads; ++i) {
       const float** const rows = carve.take<const float*>(x.shape[0]);
       std::byte* const scratch = carve.take<std::byte>(ProductScratch::bytes(w.shape[1]));
@@ -37,8 +35,8 @@ struct LinearMemory {
 
 }  // namespace
 
-int64_t linear_workspace(const Graph& g, const Node& n, int threads) {
-  return LinearMemory(g, n, nullptr, threads, 0).bytes;
+int64_t linear_workspace(const Graph& g, const Node& n, int threads, const Arithmetic& a) {
+  return LinearMemory(g, n, nullptr, threads, 0, a).bytes;
 }
 
 void linear(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
@@ -46,7 +44,7 @@ void linear(const Graph& g, const Node& n, const Team& team, const Arithmetic& a
   const int64_t rows = g.live_rows(n, n.in[0]), in = w.shape[1], out = w.shape[0];
   if (rows == 0) return;  // a pass without logits does not read the head
   const LinearParams& p = std::get<LinearParams>(n.params);
-  LinearMemory memory(g, n, g.tensor(n.workspace).data, team.size, team.index);
+  LinearMemory memory(g, n, g.tensor(n.workspace).data, team.size, team.index, a);
   ProductScratch scratch(memory.product, in);
   for (int64_t t = 0; t < rows; ++t) memory.row[t] = x.row<float>(t);
   if (rounds(p, w)) {
@@ -58,11 +56,19 @@ void linear(const Graph& g, const Node& n, const Team& team, const Arithmetic& a
   }
 
   // A task: some rows of the weights with some of the activations.
-  const bool prompt = is_prompt(g, n);
-  int64_t width = rows_per_task(out, team.size), tokens = rows;
+  const bool prompt = is_prompt(g, n), tiles = prompt && tiles_take(a, w, p.f32);
+  if (tiles) {
+    const auto [first, end] = team.share(ceil_div(rows, kTile));
+    for (int64_t i = first; i < end; ++i)
+      pack_rows(a, memory.row + i * kTile, std::min(kTile, rows - i * kTile), in,
+                memory.packed + i * packed_group(in));
+    team.barrier();
+  }
+  const TileUse use(a, tiles);
+  int64_t width = decode_rows(out, team.size), tokens = rows;
   if (prompt) {
     // Whole panels, which are decoded once; with few of them the activations are split too.
-    width = std::min(kPanelRows, out);
+    width = std::min(tiles ? kTileRows : kPanelRows, out);
     const int64_t panels = ceil_div(out, width), parts = std::max<int64_t>(1, 8 * team.size / panels);
     tokens = std::max<int64_t>(64, round_up(ceil_div(rows, parts), 64));
   }
@@ -72,10 +78,12 @@ void linear(const Graph& g, const Node& n, const Team& team, const Arithmetic& a
     const int64_t count = std::min(width, out - o), m = std::min(tokens, rows - t);
     float* to = y.row<float>(t) + o;
     const int64_t stride = y.stride[0] / int64_t(sizeof(float));
-    if (prompt)
+    if (tiles)
+      tile_product(a, w, o, count, memory.packed + t / kTile * packed_group(in), m, to, stride, scratch);
+    else if (prompt)
       prompt_product(a, w, o, count, memory.row + t, m, to, stride, scratch, p.f32);
     else
-      decode_product(a, w, o, count, memory.row + t, m, to, stride, scratch);
+      decode_product(a, w, o, count, memory.row + t, m, to, stride, scratch, p.f32);
     if (n.in[2])
       for (int64_t j = 0; j < count; ++j) {
         const float bias = element(g.tensor(n.in[2]), o + j);
@@ -88,48 +96,63 @@ namespace {
 
 constexpr int64_t kTransposedRows = 16;  // weight rows decoded at once for a transposed product
 
+// This thread's.
 struct PerHeadMemory {
   const float** row = nullptr;
   float* panel = nullptr;
+  uint16_t* packed = nullptr;
   std::byte* product = nullptr;
   int64_t bytes;
 
-  PerHeadMemory(const Graph& g, const Node& n, std::byte* base, int threads, int thread) {
+  PerHeadMemory(const Graph& g, const Node& n, std::byte* base, int threads, int thread,
+                const Arithmetic& a) {
     const Tensor &x = g.tensor(n.in[0]), &w = g.tensor(n.in[1]);
     Carver carve(base);
     for (int i = 0; i < threads; ++i) {
       const float** const rows = carve.take<const float*>(x.shape[0]);
       float* const decoded = carve.take<float>(kTransposedRows * w.shape[1]);
+      uint16_t* const tiles =
+          carve.take<uint16_t>(on_tiles(n, w, a) ? packed_rows(x.shape[0], w.shape[1]) : 0);
       std::byte* const scratch = carve.take<std::byte>(ProductScratch::bytes(w.shape[1]));
-      if (i == thread) row = rows, panel = decoded, product = scratch;
+      if (i == thread) row = rows, panel = decoded, packed = tiles, product = scratch;
     }
     bytes = carve.used();
+  }
+  // In prompts. A transposed product adds up weight rows and stays f32.
+  static bool on_tiles(const Node& n, const Tensor& w, const Arithmetic& a) {
+    return !std::get<LinearPerHeadParams>(n.params).transposed && tiles_take(a, w);
   }
 };
 
 }  // namespace
 
-int64_t linear_per_head_workspace(const Graph& g, const Node& n, int threads) {
-  return PerHeadMemory(g, n, nullptr, threads, 0).bytes;
+int64_t linear_per_head_workspace(const Graph& g, const Node& n, int threads, const Arithmetic& a) {
+  return PerHeadMemory(g, n, nullptr, threads, 0, a).bytes;
 }
 
 void linear_per_head(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
   const Tensor &x = g.tensor(n.in[0]), &w = g.tensor(n.in[1]), &y = g.tensor(n.out[0]);
   const auto p = std::get<LinearPerHeadParams>(n.params);
   const int64_t rows = g.live_rows(n, n.in[0]), cols = w.shape[1];
-  PerHeadMemory memory(g, n, g.tensor(n.workspace).data, team.size, team.index);
+  PerHeadMemory memory(g, n, g.tensor(n.workspace).data, team.size, team.index, a);
   ProductScratch scratch(memory.product, cols);
   const int64_t x_stride = x.stride[0] / int64_t(sizeof(float)),
                 y_stride = y.stride[0] / int64_t(sizeof(float));
-  const bool prompt = is_prompt(g, n);
+  const bool prompt = is_prompt(g, n), tiles = prompt && PerHeadMemory::on_tiles(n, w, a);
+  const TileUse use(a, tiles);
   team.tasks(x.shape[1], [&](int64_t h) {
     const int64_t first = h * p.head_rows + p.row0;
     if (!p.transposed) {
       for (int64_t t = 0; t < rows; ++t) memory.row[t] = x.row<float>(t, h);
-      if (prompt)
-        prompt_product(a, w, first, p.rows, memory.row, rows, y.row<float>(0, h), y_stride, scratch);
-      else
-        decode_product(a, w, first, p.rows, memory.row, rows, y.row<float>(0, h), y_stride, scratch);
+      float* const to = y.row<float>(0, h);
+      if (tiles) {
+        pack_rows(a, memory.row, rows, cols, memory.packed);
+        tile_product(a, w, first, p.rows, memory.packed, rows, to, y_stride, scratch);
+      } else if (prompt) {
+        prompt_product(a, w, first, p.rows, memory.row, rows, to, y_stride, scratch);
+      } else {
+        decode_product(a, w, first, p.rows, memory.row, rows, to, y_stride, scratch);
+      }
       return;
     }
     for (int64_t t = 0; t < rows; ++t) std::fill_n(y.row<float>(t, h), cols, 0.0f);

@@ -8,6 +8,9 @@ namespace {
 constexpr int64_t kDepth =
     1024;  // columns of a panel: with kPanelRows rows of bf16 a quarter of a second-level cache
 constexpr int64_t kBlockTokens = 64;  // rows of activations that meet a panel before the next ones
+// On the matrix unit: columns of a panel, with kTileRows rows of bf16 two thirds of a first-level cache; rows of
+// activations whose sums are kept until all columns are done.
+constexpr int64_t kTileDepth = 256, kTileTokens = 512;
 
 // Calls use(first, n, scale row or null) for the stretches of rows [first, first + n) that share their scales.
 template <class Use>
@@ -45,6 +48,15 @@ const std::byte* at(const Tensor& w, int64_t row, int64_t column) {
   return w.data + row * w.stride[0] + column * size_of(w.dtype);
 }
 
+// Whether every block of 128 columns, counted from the first, has one scale.
+bool scales_by_128(const Tensor& w) {
+  return !w.scale.data || (w.scale.col0 % kF16Block == 0 && w.scale.block_cols % kF16Block == 0);
+}
+
+bool has_f16_products(const Arithmetic& a, const Tensor& w) {
+  return a.k->gemv_f16 && !a.exact && w.dtype == DType::F8_E4M3 && scales_by_128(w);
+}
+
 bool has_bf16_products(const Arithmetic& a, const Tensor& w) {
   return a.k->gemm_bf16 && !a.exact && (w.dtype == DType::F8_E4M3 || w.dtype == DType::BF16);
 }
@@ -62,7 +74,11 @@ Elem elem_of(DType dtype) {
 
 int64_t ProductScratch::bytes(int64_t columns) {
   const int64_t decode = round_up(columns, 64) * (1 + kGemvTokens) * int64_t(sizeof(float));
-  return decode + (kPanelRows + kBlockTokens) * kDepth * int64_t(sizeof(float));
+  const int64_t blocks = ceil_div(columns, kF16Block) * kGemvTokens;
+  const int64_t in_f16 = blocks * (kF16Block * int64_t(sizeof(uint16_t)) + 2 * int64_t(sizeof(float)));
+  static_assert(kTileRows * kTileDepth * sizeof(uint16_t) + kTileRows * kTileTokens * sizeof(float) <=
+                kPanelRows * kDepth * sizeof(float));
+  return decode + (kPanelRows + kBlockTokens) * kDepth * int64_t(sizeof(float)) + in_f16;
 }
 
 ProductScratch::ProductScratch(std::byte* memory, int64_t columns) {
@@ -70,10 +86,41 @@ ProductScratch::ProductScratch(std::byte* memory, int64_t columns) {
   prepared = row + round_up(columns, 64);
   panel = reinterpret_cast<std::byte*>(prepared + kGemvTokens * round_up(columns, 64));
   block = panel + kPanelRows * kDepth * int64_t(sizeof(float));
+  const int64_t blocks = ceil_div(columns, kF16Block) * kGemvTokens;
+  halves = reinterpret_cast<uint16_t*>(block + kBlockTokens * kDepth * int64_t(sizeof(float)));
+  own_factor = reinterpret_cast<float*>(halves + blocks * kF16Block);
+  factor = own_factor + blocks;
+}
+
+// Up to kGemvTokens rows.
+void f16_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n, const float* const* x,
+                 int64_t tokens, float* y, int64_t y_stride, ProductScratch& s) {
+  const int64_t columns = w.shape[1];
+  if (s.n_held != tokens || s.held_columns != columns || !std::equal(x, x + tokens, s.held)) {
+    for (int64_t t = 0; t < tokens; ++t)
+      a.k->gemv_f16_prepare(x[t], columns, t, tokens, s.halves, s.own_factor);
+    std::copy_n(x, tokens, s.held);
+    s.n_held = tokens;
+    s.held_columns = columns;
+  }
+  each_scale_row(w, first, n, n, [&](int64_t from, int64_t count, const std::byte* grid) {
+    each_scale(w, grid, 0, columns, [&](int64_t column, int64_t width, float scale) {
+      for (int64_t b = column / kF16Block; b < ceil_div(column + width, kF16Block); ++b)
+        for (int64_t t = 0; t < tokens; ++t) s.factor[b * tokens + t] = s.own_factor[b * tokens + t] * scale;
+    });
+    a.k->gemv_f16(reinterpret_cast<const uint8_t*>(at(w, from, 0)), w.stride[0], count, columns, s.halves,
+                  s.factor, tokens, y + from - first, y_stride);
+  });
 }
 
 void decode_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n, const float* const* x,
-                    int64_t tokens, float* y, int64_t y_stride, ProductScratch& scratch) {
+                    int64_t tokens, float* y, int64_t y_stride, ProductScratch& scratch, bool f32) {
+  if (has_f16_products(a, w) && !f32) {
+    for (int64_t t = 0; t < tokens; t += kGemvTokens)
+      f16_product(a, w, first, n, x + t, std::min(kGemvTokens, tokens - t), y + t * y_stride, y_stride,
+                  scratch);
+    return;
+  }
   const Elem type = elem_of(w.dtype);
   const int64_t columns = w.shape[1];
   each_scale_row(w, first, n, n, [&](int64_t from, int64_t count, const std::byte* grid) {
@@ -93,6 +140,12 @@ void decode_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t
                 y + t0 * y_stride + from - first, y_stride);
     }
   });
+}
+
+int64_t decode_rows(int64_t rows, int threads) {
+  int64_t n = kPanelRows;
+  while (n > 8 && rows < n * threads * 8) n /= 2;
+  return n;
 }
 
 void decode_panel(const Kernels& k, const Tensor& w, int64_t first, int64_t n, int64_t column, int64_t count,
@@ -149,6 +202,59 @@ void prompt_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t
           a.k->gemm_f32(reinterpret_cast<const float* const*>(rows), m,
                         reinterpret_cast<const float* const*>(b), count, k, to, y_stride, k0 > 0);
       }
+    }
+  });
+}
+
+bool tiles_take(const Arithmetic& a, const Tensor& w, bool f32) {
+  return a.k->tiles.product && !f32 && has_bf16_products(a, w) && scales_by_128(w);
+}
+
+int64_t packed_group(int64_t columns) {
+  return ceil_div(columns, kTileColumns) * kTile * kTileColumns;
+}
+
+int64_t packed_rows(int64_t tokens, int64_t columns) {
+  return ceil_div(tokens, kTile) * packed_group(columns);
+}
+
+void pack_rows(const Arithmetic& a, const float* const* x, int64_t tokens, int64_t columns, uint16_t* to) {
+  for (int64_t t = 0; t < tokens; t += kTile, to += packed_group(columns))
+    a.k->tiles.pack(x + t, std::min(kTile, tokens - t), columns, to);
+}
+
+void tile_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n, const uint16_t* x,
+                  int64_t tokens, float* y, int64_t y_stride, ProductScratch& scratch) {
+  const int64_t columns = w.shape[1], group = packed_group(columns);
+  uint16_t* const panel = reinterpret_cast<uint16_t*>(scratch.panel);  // [kTileRows][kTileDepth]
+  float* const sums =
+      reinterpret_cast<float*>(scratch.panel + kTileRows * kTileDepth * int64_t(sizeof(uint16_t)));
+  each_scale_row(w, first, n, kTileRows, [&](int64_t from, int64_t count, const std::byte* grid) {
+    for (int64_t t0 = 0; t0 < tokens; t0 += kTileTokens) {
+      const int64_t m = std::min(kTileTokens, tokens - t0), groups = ceil_div(m, kTile);
+      for (int64_t k0 = 0; k0 < columns; k0 += kTileDepth) {
+        const int64_t k = std::min(kTileDepth, columns - k0);
+        for (int64_t i = 0; i < count; ++i) {
+          const std::byte* const row = at(w, from + i, k0);
+          uint16_t* const to = panel + i * kTileDepth;
+          if (w.dtype == DType::BF16)
+            std::copy_n(reinterpret_cast<const uint16_t*>(row), k, to);
+          else
+            a.k->f8_to_bf16(reinterpret_cast<const uint8_t*>(row), to, k);
+          std::fill(to + k, to + round_up(k, kTileColumns), uint16_t(0));
+          // The next columns come while these are multiplied.
+          const int64_t next = std::min(kTileDepth, columns - k0 - k) * size_of(w.dtype);
+          for (int64_t c = 0; c < next; c += 64) __builtin_prefetch(row + k * size_of(w.dtype) + c);
+        }
+        float scale[kTileDepth / kF16Block];
+        each_scale(w, grid, k0, k, [&](int64_t column, int64_t width, float value) {
+          std::fill(scale + (column - k0) / kF16Block, scale + ceil_div(column - k0 + width, kF16Block),
+                    value);
+        });
+        a.k->tiles.product(panel, kTileDepth * int64_t(sizeof(uint16_t)), count,
+                           x + t0 / kTile * group + k0 * kTile, group, groups, k, scale, sums, k0 > 0);
+      }
+      a.k->tiles.transpose(sums, groups * kTile, count, m, y + t0 * y_stride + from - first, y_stride);
     }
   });
 }

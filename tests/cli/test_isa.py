@@ -3,7 +3,7 @@ import re
 
 from dumps import *
 
-PATHS = ("portable", "avx2", "avx512", "avx512bf16")
+PATHS = ("portable", "avx2", "avx512", "avx512bf16", "avx512fp16", "amx")
 USABLE = re.search(rb"instruction sets: (.*)", dsv3("--version").stdout).group(1).decode().split()
 
 
@@ -27,7 +27,7 @@ class FastGolden(DumpCase):
         self.assert_golden("ds3-long", load_safetensors(self.dump_case("ds3-long", *fast, "--phase", "prompt")))
 
     def test_rounding_of_the_fast_mode(self):
-        """Without --exact prompts may round activations to bf16, and the cache does: 2^-9 a value, far less in the mean."""
+        """Without --exact activations may be rounded to bf16 or f16, and the cache is: 2^-9 a value, far less in the mean."""
         for path in USABLE:
             for case in ("ds3-f32", "qwen3-moe"):  # little depends on which experts are chosen
                 got = load_safetensors(self.dump_case(case, "--backend", "cpu", "--isa", path))

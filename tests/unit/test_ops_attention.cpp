@@ -303,42 +303,45 @@ TEST_CASE("attention_grouped against float64: multi-head, grouped, one key head;
 
 TEST_CASE("attention: a token's bits do not depend on batch mates, blocks or the cutting into steps") {
   Rng rng(33);
-  const Sizes z = {3, 20, 6, 10, 7};
-  const Sizes g = {4, 2 * 2 * 9, 0, 9, 9};
-  for (const DType kv : {DType::F32, DType::BF16})
-    for (const int op : {0, 1, 2}) {
-      CAPTURE(op);
-      const std::vector<int64_t> lengths = {140, 77};
-      World w(rng, op == 2 ? g : z, kv, lengths);
-      const Weight kv_b = test::make_weight(rng, z.heads * (z.dn + z.dv), z.r, {.magnitude = 0.3});
-      const int64_t out = op == 0 ? z.r : op == 1 ? z.dv : g.dn;
-      const auto bits = [&](const World& world, const Step& step) {
-        const Attend attend = op == 0   ? Attend(std::bind_front(latent, world))
-                              : op == 1 ? Attend(std::bind_front(expanded, world, kv_b))
-                                        : Attend(std::bind_front(grouped, world, 30));
-        return evaluate(world, step, out, attend, {2});
-      };
-      const std::vector<float> whole = bits(w, {{0, 0, 140}})[0];
-      std::vector<float> chunks, alone, beside;
-      for (int64_t first = 0; first < 140; first += 7) {
-        const auto part = bits(w, {{0, first, 7}});
-        chunks.insert(chunks.end(), part[0].begin(), part[0].end());
+  // Sizes that no vector divides, and whole tiles.
+  const struct {
+    Sizes z, g;
+  } all[] = {{{3, 20, 6, 10, 7}, {4, 2 * 2 * 9, 0, 9, 9}}, {{3, 64, 32, 32, 32}, {4, 2 * 2 * 32, 0, 32, 32}}};
+  for (const auto& [z, g] : all)
+    for (const DType kv : {DType::F32, DType::BF16})
+      for (const int op : {0, 1, 2}) {
+        CAPTURE(op);
+        const std::vector<int64_t> lengths = {140, 77};
+        World w(rng, op == 2 ? g : z, kv, lengths);
+        const Weight kv_b = test::make_weight(rng, z.heads * (z.dn + z.dv), z.r, {.magnitude = 0.3});
+        const int64_t out = op == 0 ? z.r : op == 1 ? z.dv : g.dn;
+        const auto bits = [&](const World& world, const Step& step) {
+          const Attend attend = op == 0   ? Attend(std::bind_front(latent, world))
+                                : op == 1 ? Attend(std::bind_front(expanded, world, kv_b))
+                                          : Attend(std::bind_front(grouped, world, 30));
+          return evaluate(world, step, out, attend, {2});
+        };
+        const std::vector<float> whole = bits(w, {{0, 0, 140}})[0];
+        std::vector<float> chunks, alone, beside;
+        for (int64_t first = 0; first < 140; first += 7) {
+          const auto part = bits(w, {{0, first, 7}});
+          chunks.insert(chunks.end(), part[0].begin(), part[0].end());
+        }
+        CHECK(chunks == whole);
+        for (int64_t p = 130; p < 140; ++p) {
+          const auto part = bits(w, {{0, p, 1}});
+          alone.insert(alone.end(), part[0].begin(), part[0].end());
+          const auto both = bits(w, {{1, p - 130, 60}, {0, p, 1}});
+          beside.insert(beside.end(), both[1].begin(), both[1].end());
+        }
+        const std::vector<float> tail(whole.end() - 10 * w.z.heads * out, whole.end());
+        CHECK(alone == tail);
+        CHECK(beside == tail);
+        World moved = w;
+        std::swap(moved.blocks[0][0], moved.blocks[1][1]);
+        std::swap(moved.blocks[0][1], moved.blocks[0][2]);
+        CHECK(bits(moved, {{1, 0, 70}, {0, 0, 140}})[1] == whole);
       }
-      CHECK(chunks == whole);
-      for (int64_t p = 130; p < 140; ++p) {
-        const auto part = bits(w, {{0, p, 1}});
-        alone.insert(alone.end(), part[0].begin(), part[0].end());
-        const auto both = bits(w, {{1, p - 130, 60}, {0, p, 1}});
-        beside.insert(beside.end(), both[1].begin(), both[1].end());
-      }
-      const std::vector<float> tail(whole.end() - 10 * w.z.heads * out, whole.end());
-      CHECK(alone == tail);
-      CHECK(beside == tail);
-      World moved = w;
-      std::swap(moved.blocks[0][0], moved.blocks[1][1]);
-      std::swap(moved.blocks[0][1], moved.blocks[0][2]);
-      CHECK(bits(moved, {{1, 0, 70}, {0, 0, 140}})[1] == whole);
-    }
 }
 
 TEST_CASE("attention against float64: parts of long and short sequences, heads of every size") {
@@ -355,7 +358,8 @@ TEST_CASE("attention against float64: parts of long and short sequences, heads o
     Sizes z;
     test::WeightOptions kv_b;
   } mla[] = {{{1, 1, 2, 1, 1}, bf16},     {{2, 33, 6, 10, 7}, f8},       {{3, 80, 32, 24, 40}, f8},
-             {{1, 40, 32, 64, 24}, bf16}, {{1, 24, 64, 128, 128}, bf16}, {{1, 24, 16, 200, 10}, bf16}};
+             {{1, 40, 32, 64, 24}, bf16}, {{1, 24, 64, 128, 128}, bf16}, {{1, 24, 16, 200, 10}, bf16},
+             {{2, 96, 32, 64, 32}, f8}};
   for (const auto& shape : mla) {
     const Sizes& z = shape.z;
     CAPTURE(z.dn);
@@ -364,7 +368,8 @@ TEST_CASE("attention against float64: parts of long and short sequences, heads o
     const auto y = evaluate(w, step, z.dv, std::bind_front(expanded, std::ref(w), kv_b), kAllThreads);
     CHECK(worst_error(w, step, y, z.dv, ExpectedExpanded(w, kv_b)) <= kTolerance);
   }
-  for (const Sizes& z : {Sizes{3, 33, 6, 1, 1}, Sizes{3, 130, 14, 1, 1}, Sizes{2, 500, 60, 1, 1}}) {
+  for (const Sizes& z : {Sizes{3, 33, 6, 1, 1}, Sizes{3, 130, 14, 1, 1}, Sizes{2, 500, 60, 1, 1},
+                         Sizes{17, 64, 32, 1, 1}, Sizes{70, 512, 64, 1, 1}}) {
     CAPTURE(z.r);
     const World w(rng, z, z.r == 33 ? DType::F32 : DType::BF16, lengths);
     const auto y = evaluate(w, step, z.r, std::bind_front(latent, std::ref(w)), kAllThreads);
@@ -372,7 +377,8 @@ TEST_CASE("attention against float64: parts of long and short sequences, heads o
   }
   const struct {
     int64_t heads, groups, n, window;
-  } shapes[] = {{6, 2, 17, 0}, {6, 2, 17, 5}, {5, 1, 16, 64}, {2, 2, 96, 100}, {1, 1, 136, 1000}};
+  } shapes[] = {{6, 2, 17, 0},   {6, 2, 17, 5},    {5, 1, 16, 64},
+                {2, 2, 96, 100}, {20, 1, 64, 300}, {1, 1, 136, 1000}};
   for (const auto& shape : shapes) {
     CAPTURE(shape.n);
     CAPTURE(shape.window);

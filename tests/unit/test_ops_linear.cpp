@@ -117,6 +117,10 @@ TEST_CASE("linear: every type of weight, whole and sliced, with and without bias
 
 TEST_CASE("linear: many rows, of lengths and counts that no tile divides, with the bounds of f32") {
   Rng rng(24);
+  // The processor's fast modes may move scales to the activations before they round these, or add up in f16.
+  const auto tolerance = [](int64_t n) {
+    return test::tested_backend().cuda ? 4e-7 * std::sqrt(double(n)) : test::dot_tolerance(n);
+  };
   const struct {
     int64_t tokens, live, out, in;
   } shapes[] = {{1, 1, 64, 128}, {6, 5, 130, 576}, {40, 33, 70, 192}, {70, 66, 17, 16}, {131, 129, 150, 272}};
@@ -135,7 +139,7 @@ TEST_CASE("linear: many rows, of lengths and counts that no tile divides, with t
       for (int64_t t = 0; t < s.live; ++t) {
         const std::vector<double> row(x.begin() + t * s.in, x.begin() + (t + 1) * s.in);
         for (int64_t i = 0; i < s.out; ++i) {
-          const double bound = 4e-7 * std::sqrt(double(s.in)) * test::norm_of(&x[t * s.in], s.in) * w.norm(i);
+          const double bound = tolerance(s.in) * test::norm_of(&x[t * s.in], s.in) * w.norm(i);
           REQUIRE(std::fabs(h.row("y", t)[i] - dot(row.data(), w, i) - bias.value[i]) <=
                   bound + 2e-7 * std::fabs(bias.value[i]));
         }
