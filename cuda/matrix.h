@@ -167,8 +167,6 @@ __device__ inline int warp() {
   return thread() / kWarp;
 }
 
-constexpr int kTogether = 8;  // rows of activations that meet a row of weights while it passes
-
 // Elements [0, kPiece) of x, zeros from n on.
 __device__ inline void activations(const float* x, int64_t n, float (&to)[kPiece]) {
   if (n >= kPiece && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
@@ -224,7 +222,6 @@ void per_head(const Step& step, const Matrix& w, const Head& head, bool transpos
 // ---- rounding (Rounding in graph.h)
 
 // By a whole warp: the scale of values [first, end) of a row.
-constexpr int64_t kRoundGroup = 128;
 __device__ inline float group_scale(Rounding rounding, const float* from, int64_t first, int64_t end) {
   float largest = 1e-4f;  // so that a group of zeros has a scale
   for (int64_t i = first + lane(); i < end; i += kWarp) largest = fmaxf(largest, fabsf(from[i]));

@@ -16,7 +16,9 @@ struct DeviceInfo {
   int64_t memory = 0;        // bytes
 };
 
-// Device: there is no GPU, or its driver cannot be used; with the driver's reason. NotFound: not that many GPUs.
+// How many GPUs there are. Device: none, or their driver cannot be used; with the driver's reason.
+Result<int> device_count();
+// Errors: those, and NotFound: not that many.
 Result<DeviceInfo> device_info(int device);
 
 Result<Buffer> allocate(int device, int64_t bytes);  // zeroed; OutOfMemory with the bytes free

@@ -14,6 +14,8 @@
 
 namespace lite::cuda::host {
 
+int64_t allocated(int device);  // bytes of a GPU's memory that have been asked for so far
+
 using Work = std::function<void()>;
 
 class Queue {

@@ -11,13 +11,23 @@ namespace lite::cuda {
 
 constexpr int kDevices = 2;
 
+Result<int> device_count() {
+  return kDevices;
+}
 Result<DeviceInfo> device_info(int device) {
   if (device < 0 || device >= kDevices)
     return not_found("GPU ", device, ": this machine has ", kDevices, ", numbered from 0");
   return DeviceInfo{"the host's processor", 8, 0, memory_limit()};
 }
 
-Result<Buffer> allocate(int, int64_t bytes) {
+static std::atomic<int64_t> allocated_bytes[kDevices];
+
+int64_t host::allocated(int device) {
+  return allocated_bytes[device];
+}
+
+Result<Buffer> allocate(int device, int64_t bytes) {
+  allocated_bytes[device] += bytes;
   return allocate_host(bytes);
 }
 Result<Buffer> allocate_pinned(int, int64_t bytes) {
