@@ -49,8 +49,12 @@ int32_t* counts_on(const Graph& g, int device) {
 // A step is recorded once for each phase and each power of two of its rows, and from then on replayed.
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, bool exact, std::string name, cuda::Stream stream)
-      : device_(device), exact_(exact), name_(std::move(name)), stream_(std::move(stream)) {}
+  CudaBackend(int device, bool exact, std::string name, cuda::Stream stream, cuda::Stream aside)
+      : device_(device),
+        exact_(exact),
+        name_(std::move(name)),
+        stream_(std::move(stream)),
+        aside_(std::move(aside)) {}
 
   std::string name() const override { return str("cuda:", device_, " (", name_, ")"); }
   Result<Buffer> allocate(int64_t bytes) override { return cuda::allocate(device_, bytes); }
@@ -68,6 +72,7 @@ class CudaBackend final : public Backend {
     return cuda::node_workspace(g, n, exact_);
   }
 
+  bool joins_next(const Graph& g, int32_t node) const override { return cuda::joins_next(g, node); }
   int64_t recording_bytes(const Graph& g, const Plan& plan, int device,
                           std::span<const Phase> phases) const override {
     return cuda::recording_bytes(g, plan, device, phases);
@@ -110,8 +115,10 @@ class CudaBackend final : public Backend {
                                  Carver* carve) {
     LITE_ASSIGN(const std::vector<Uploaded> programs, make_programs(g, plan, device, phase, rows, carve));
     LITE_TRY(stream_.begin_recording());
-    give_step(g, plan, device, phase, rows, programs);
-    return stream_.end_recording();
+    const Status given = give_step(g, plan, device, phase, rows, programs);
+    Result<cuda::Recording> recorded = stream_.end_recording();  // also after an error: it must end
+    LITE_TRY(given);
+    return recorded;
   }
 
   // In the decode phase, for the device's segments in order.
@@ -120,7 +127,7 @@ class CudaBackend final : public Backend {
     std::vector<Uploaded> programs;
     if (phase == kPrompt) return programs;
     for (const Segment& segment : plan.segments) {
-      if (segment.device != device) continue;
+      if (segment.device != device || segment.aside) continue;
       cuda::Program program(rows);
       give_nodes(g, segment, phase, rows, &program);
       const int64_t room = cuda::program_bytes(g, segment, rows);
@@ -131,34 +138,67 @@ class CudaBackend final : public Backend {
     return programs;
   }
 
-  // All segments of the device, and between them what it waits for and what others wait for.
-  void give_step(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows,
-                 const std::vector<Uploaded>& programs) {
+  // All segments of the device, and between them what it waits for and what others wait for. What is brought aside has a stream
+  // of its own, which leaves the other when the step begins and comes back at its end.
+  Status give_step(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows,
+                   const std::vector<Uploaded>& programs) {
     int32_t* const finished = plan.finished ? g.tensor(plan.finished).row<int32_t>(0) : nullptr;
     int32_t* const counts = counts_on(g, device);
-    size_t mine = 0;  // of the device's segments
+    std::vector<cuda::Mark> marks(plan.segments.size());  // at the end of those that another lane waits for
+    bool forks = false;
+    for (const Segment& segment : plan.segments) forks = forks || (segment.device == device && segment.aside);
+    const auto join = [](cuda::Stream& first, cuda::Stream& then) -> Status {
+      LITE_ASSIGN(const cuda::Mark mark, first.mark());
+      return then.await(mark);
+    };
+    if (forks) LITE_TRY(join(stream_, aside_));
+    size_t mine = 0;  // of the device's programs
     for (size_t s = 0; s < plan.segments.size(); ++s) {
       const Segment& segment = plan.segments[s];
       if (segment.device != device) continue;
-      for (const int32_t needed : segment.after) cuda::await_segment(finished + needed, counts, stream_);
-      if (phase == kPrompt)
+      cuda::Stream& stream = segment.aside ? aside_ : stream_;
+      // The counts are the other stream's to change.
+      int32_t* const told = segment.aside ? nullptr : counts;
+      for (const int32_t needed : segment.after)
+        if (plan.segments[needed].device == device)
+          LITE_TRY(stream.await(marks[needed]));
+        else
+          cuda::await_segment(finished + needed, told, stream);
+      if (segment.aside)
+        LITE_TRY(bring(g, segment));
+      else if (phase == kPrompt)
         give_nodes(g, segment, phase, rows, nullptr);
       else
-        programs[mine].program.launch(stream_, programs[mine].memory);
-      if (finished) cuda::tell_segment(finished + s, counts, stream_);
-      ++mine;
+        programs[mine].program.launch(stream_, programs[mine].memory), ++mine;
+      if (finished) cuda::tell_segment(finished + s, told, stream);
+      if (forks) {
+        LITE_ASSIGN(cuda::Mark end, stream.mark());
+        marks[s] = std::move(end);
+      }
     }
+    return forks ? join(aside_, stream_) : Status();
+  }
+
+  // By copying whole, for which a GPU needs no processor.
+  Status bring(const Graph& g, const Segment& segment) {
+    for (int32_t i = segment.first_node; i < segment.first_node + segment.n_nodes; ++i) {
+      const Tensor &from = g.tensor(g.nodes[i].in[0]), &to = g.tensor(g.nodes[i].out[0]);
+      LITE_TRY(aside_.copy(to.data, from.data, to.elements() * size_of(to.dtype)));
+    }
+    return {};
   }
 
   // To the stream, or to a program.
   void give_nodes(const Graph& g, const Segment& segment, Phase phase, int64_t rows, cuda::Program* program) {
     for (int32_t i = segment.first_node; i < segment.first_node + segment.n_nodes; ++i) {
       const auto table = tables_.find(&g.nodes[i]);
-      if (program) program->begin(g, g.nodes[i]);
-      launch_node(
-          g, g.nodes[i],
-          {stream_, phase, rows, exact_,
-           table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second), program});
+      const bool joined = program && cuda::joins_next(g, i);
+      if (program) program->begin(g, std::span(g.nodes).subspan(size_t(i), joined ? 2 : 1));
+      const cuda::MoeTable* experts =
+          table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second);
+      launch_node(g, g.nodes[i],
+                  {stream_, phase, rows, exact_, experts, program, joined ? &g.nodes[i + 1] : nullptr});
+      if (joined) ++i;
     }
   }
 
@@ -174,7 +214,7 @@ class CudaBackend final : public Backend {
   int device_;
   bool exact_;
   std::string name_;
-  cuda::Stream stream_;
+  cuda::Stream stream_, aside_;
   std::vector<Buffer> recording_memory_;  // tables of experts and programs
   std::map<const Node*, std::byte*> tables_;
   std::map<std::tuple<const Graph*, Phase, int64_t>, cuda::Recording> recordings_;
@@ -195,7 +235,9 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(int device, bool exact) {
     return unsupported("GPU ", device, " (", info.name, "): this build has no code for compute capability ",
                        info.major, ".", info.minor, "; build with ARCHITECTURES=", info.major, info.minor);
   LITE_ASSIGN(cuda::Stream stream, cuda::Stream::create(device));
-  return std::unique_ptr<Backend>(new CudaBackend(device, exact, info.name, std::move(stream)));
+  LITE_ASSIGN(cuda::Stream aside, cuda::Stream::create(device));
+  return std::unique_ptr<Backend>(
+      new CudaBackend(device, exact, info.name, std::move(stream), std::move(aside)));
 }
 
 }  // namespace lite

@@ -21,6 +21,7 @@ struct Step {
   bool exact;                     // f32 activations in every product
   const MoeTable* moe = nullptr;  // of a node that is moe_ffn, in the device's memory
   Program* program = nullptr;     // of a decode step: it takes the stages that a prompt launches
+  const Node* sum = nullptr;  // what adds something to the node's result, if it is made with it (joins_next)
 };
 
 // Whether there is code for the GPU that was asked last (device_info).

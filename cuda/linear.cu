@@ -28,13 +28,18 @@ void linear(const Graph& g, const Node& n, const Step& step) {
     x = rounded;
   }
   const Vector bias = n.in[2] ? vector_of(g.tensor(n.in[2])) : Vector{};
-  give_linear(
-      step, {matrix_of(w), {w.shape[0], 0, w.shape[0]}, x, bias, values_of<float>(g.tensor(n.out[0])), live});
+  give_linear(step, {matrix_of(w),
+                     {w.shape[0], 0, w.shape[0]},
+                     x,
+                     bias,
+                     values_of<float>(g.tensor(n.out[0])),
+                     live,
+                     added_of(g, n, step)});
 }
 
 void per_head(const Step& step, const Matrix& w, const Head& head, bool transposed, const Values<float>& x,
               const Values<float>& y, const Live& live) {
-  if (!transposed) return give_linear(step, {w, head, x, {}, y, live});
+  if (!transposed) return give_linear(step, {w, head, x, {}, y, live, {}});
   const Transposed stage = {w, head, x, y, live};
   give(step, stage, {ceil_div(w.cols, kSpan), ceil_div(live.most, kTogether), x.heads}, stage.shared_bytes());
 }

@@ -44,6 +44,21 @@ Values<T> values_of(const Tensor& t) {
           t.rank == 1 ? 1 : t.shape[t.rank - 1]};
 }
 
+// To what a node makes something is added at once: y = x + it. Without y: nothing is.
+struct Added {
+  Values<float> x, y;
+
+  __device__ void put(int64_t t, int64_t i, float value) const {
+    if (y.data) y.row(t)[i] = x.row(t)[i] + value;
+  }
+};
+inline Added added_of(const Graph& g, const Node& n, const Step& step) {
+  if (!step.sum) return {};
+  const Node& sum = *step.sum;
+  const Var other = sum.in[0].id == n.out[0].id ? sum.in[1] : sum.in[0];
+  return {values_of<float>(g.tensor(other)), values_of<float>(g.tensor(sum.out[0]))};
+}
+
 // ---- weights
 
 __device__ inline float decode(DType dtype, const uint8_t* data, int64_t i) {

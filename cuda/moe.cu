@@ -118,7 +118,7 @@ void moe_ffn(const Graph& g, const Node& n, const Step& step) {
   l.gated = set.activation == Activation::SwiGlu;
   l.rounding = std::get<MoeParams>(n.params).rounding;
 
-  if (step.phase == kDecode) return decode_experts(step, l);
+  if (step.phase == kDecode) return decode_experts(step, l, added_of(g, n, step));
   const bool tiles = takes_tiles(set, step);
   const int64_t d = l.x.n, pairs = l.pairs(l.live.most), tasks = most_tasks(pairs, l.networks(), kTogether);
   sort_pairs(g, n, step, l, tiles ? kTaskPairs : kTogether);

@@ -47,6 +47,6 @@ struct MoeLayer {
 };
 
 // Of decode steps: experts.cu.
-void decode_experts(const Step& step, const MoeLayer& layer);
+void decode_experts(const Step& step, const MoeLayer& layer, const Added& added);
 
 }  // namespace lite::cuda

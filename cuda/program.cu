@@ -90,15 +90,17 @@ Range range_of(const Tensor& t) {
 
 }  // namespace
 
-Access access_of(const Graph& g, const Node& n) {
+Access access_of(const Graph& g, std::span<const Node> nodes) {
   Access access;
   const auto add = [&](std::vector<Range>* to, Var v) {
     if (v && g.storages[g.value(v).storage].kind != lite::Kind::Weight) to->push_back(range_of(g.tensor(v)));
   };
-  add(&access.reads, n.counts);
-  for (const Var v : n.in) add(&access.reads, v);
-  for (const Var v : n.out) add(&access.writes, v);
-  add(&access.writes, n.workspace);
+  for (const Node& n : nodes) {
+    add(&access.reads, n.counts);
+    for (const Var v : n.in) add(&access.reads, v);
+    for (const Var v : n.out) add(&access.writes, v);
+    add(&access.writes, n.workspace);
+  }
   return access;
 }
 

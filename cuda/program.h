@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "cuda/plan/sizes.h"
@@ -21,7 +22,7 @@ struct Range {
 struct Access {
   std::vector<Range> reads, writes;
 };
-Access access_of(const Graph& g, const Node& n);
+Access access_of(const Graph& g, std::span<const Node> nodes);
 
 // Finds the earliest level of every stage. A node's stages come one after the other, and after those of earlier nodes that
 // write what it reads or writes, or read what it writes.
@@ -42,8 +43,8 @@ class Program {
  public:
   explicit Program(int64_t tokens) : tokens_(tokens) {}  // for steps of at most so many
 
-  // The stages that follow are the node's.
-  void begin(const Graph& g, const Node& n) { levels_.begin(access_of(g, n)); }
+  // The stages that follow are these nodes'.
+  void begin(const Graph& g, std::span<const Node> nodes) { levels_.begin(access_of(g, nodes)); }
   template <class S>
   void add(const S& stage, const Grid& grid, int64_t shared = 0) {
     static_assert(sizeof stage <= kArgumentBytes);

@@ -127,6 +127,21 @@ Result<Recording> Stream::end_recording() {
   });
 }
 
+Result<Mark> Stream::mark() {
+  cudaEvent_t event = nullptr;
+  LITE_TRY(on_device(device_, "mark a stream",
+                     [&] { return cudaEventCreateWithFlags(&event, cudaEventDisableTiming); }));
+  Mark mark(event, [](void* e) { cudaEventDestroy(cudaEvent_t(e)); });
+  LITE_TRY(
+      on_device(device_, "mark a stream", [&] { return cudaEventRecord(event, cudaStream_t(handle())); }));
+  return mark;
+}
+
+Status Stream::await(const Mark& mark) {
+  return on_device(device_, "wait for a stream",
+                   [&] { return cudaStreamWaitEvent(cudaStream_t(handle()), cudaEvent_t(mark.get())); });
+}
+
 Status Stream::replay(const Recording& recording) {
   return on_device(device_, "run kernels",
                    [&] { return cudaGraphLaunch(cudaGraphExec_t(recording.get()), cudaStream_t(handle())); });

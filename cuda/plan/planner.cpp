@@ -17,6 +17,7 @@ class CudaPlanner final : public Backend {
   int64_t workspace_bytes(const Graph& g, const Node& n) const override {
     return cuda::node_workspace(g, n, exact_);
   }
+  bool joins_next(const Graph& g, int32_t node) const override { return cuda::joins_next(g, node); }
   int64_t recording_bytes(const Graph& g, const Plan& plan, int device,
                           std::span<const Phase> phases) const override {
     return cuda::recording_bytes(g, plan, device, phases);

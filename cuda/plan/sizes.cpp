@@ -115,6 +115,15 @@ int64_t node_workspace(const Graph& g, const Node& n, bool exact) {
   }
 }
 
+bool joins_next(const Graph& g, int32_t node) {
+  if (size_t(node) + 1 >= g.nodes.size()) return false;
+  const Node &n = g.nodes[size_t(node)], &next = g.nodes[size_t(node) + 1];
+  if (next.op != Op::Add || next.device != n.device || (n.op != Op::Linear && n.op != Op::MoeFfn))
+    return false;
+  const int32_t made = n.out[0].id;
+  return (next.in[0].id == made) != (next.in[1].id == made);
+}
+
 // ---- recordings
 
 int64_t recorded_rows(int64_t rows) {
@@ -163,7 +172,7 @@ int64_t recording_bytes(const Graph& g, const Plan& plan, int device, std::span<
   if (std::find(phases.begin(), phases.end(), kDecode) == phases.end()) return carve.used();
   for (int64_t rows = 1; rows <= recorded_rows(most_rows(g)); rows *= 2)
     for (const Segment& segment : plan.segments)
-      if (segment.device == device) carve.take<std::byte>(program_bytes(g, segment, rows));
+      if (segment.device == device && !segment.aside) carve.take<std::byte>(program_bytes(g, segment, rows));
   return carve.used();
 }
 

@@ -29,6 +29,9 @@ constexpr int kTogether = 8;  // rows of activations that meet a row of weights 
 Status check_node(const Graph& g, const Node& n);
 int64_t node_workspace(const Graph& g, const Node& n, bool exact);
 
+// Whether a decode step makes the node and the next one, which adds something to its result, by one stage.
+bool joins_next(const Graph& g, int32_t node);
+
 // ---- recordings
 
 // A step is recorded for every power of two of its rows, up to that of the largest that the graph has room for.

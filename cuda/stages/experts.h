@@ -128,6 +128,7 @@ struct Hidden {
 struct Down {
   static constexpr StageKind kKind = StageKind::Down;
   MoeLayer l;
+  Added added;
 
   template <int kMost>
   __device__ void run(BlockOf<kMost> at) const {
@@ -159,6 +160,7 @@ struct Down {
       sum += j < l.k ? l.weights.row(int64_t(at.y) * kTogether + t)[j] * value : value;
     }
     l.y.row(int64_t(at.y) * kTogether + t)[out + r] = sum;
+    added.put(int64_t(at.y) * kTogether + t, out + r, sum);
   }
 
   template <int kTokens>

@@ -15,6 +15,7 @@ struct Linear {
   Vector bias;
   Values<float> y;
   Live live;
+  Added added;
 
   __host__ __device__ int64_t rows_of_block() const { return kStageWarps / split_of(w.cols) * kWarpRows; }
 
@@ -46,7 +47,9 @@ struct Linear {
     if (group >= kStageWarps / split || t >= n || i >= head.out) return;
     float sum = 0;
     for (int k = 0; k < split; ++k) sum += part[(group * split + k) * sums + thread() % sums];
-    y.row(first + t, h)[i] = sum + (bias.data ? bias.at(i) : 0.0f);
+    sum += bias.data ? bias.at(i) : 0.0f;
+    y.row(first + t, h)[i] = sum;
+    added.put(first + t, i, sum);
   }
 };
 

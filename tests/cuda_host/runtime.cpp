@@ -42,18 +42,34 @@ Result<Stream> Stream::create(int device) {
   return Stream(device, std::make_shared<host::Queue>());
 }
 
-using Recorded = std::vector<host::Work>;
-
 Status Stream::begin_recording() {
   host::queue_of(*this).begin_recording();
   return {};
 }
 Result<Recording> Stream::end_recording() {
-  return Recording(std::make_shared<Recorded>(host::queue_of(*this).end_recording()));
+  return Recording(host::queue_of(*this).end_recording());
 }
 Status Stream::replay(const Recording& recording) {
-  host::queue_of(*this).give([recording] {
-    for (const host::Work& work : *static_cast<const Recorded*>(recording.get())) work();
+  host::Queue::replay(std::static_pointer_cast<host::Recorded>(recording));
+  return {};
+}
+Result<Mark> Stream::mark() {
+  const auto passed = std::make_shared<host::Passed>();
+  passed->recorded = host::queue_of(*this).recorded();
+  host::queue_of(*this).give([passed] {
+    ++passed->times;
+    passed->times.notify_all();
+  });
+  return Mark(passed);
+}
+// Every replay passes the mark once, and waits for it once.
+Status Stream::await(const Mark& mark) {
+  const auto passed = std::static_pointer_cast<host::Passed>(mark);
+  host::Queue& queue = host::queue_of(*this);
+  if (passed->recorded) queue.record_with(passed->recorded);
+  queue.give([passed, waits = std::make_shared<int64_t>(0)] {
+    ++*waits;
+    for (int64_t times = passed->times; times < *waits; times = passed->times) passed->times.wait(times);
   });
   return {};
 }

@@ -44,6 +44,7 @@ class Counting final : public lite::Backend {
   int64_t workspace_bytes(const lite::Graph& g, const lite::Node& n) const override {
     return inner_->workspace_bytes(g, n);
   }
+  bool joins_next(const lite::Graph& g, int32_t node) const override { return inner_->joins_next(g, node); }
   int64_t recording_bytes(const lite::Graph& g, const lite::Plan& plan, int device,
                           std::span<const lite::Phase> phases) const override {
     return inner_->recording_bytes(g, plan, device, phases);
