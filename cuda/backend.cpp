@@ -115,7 +115,9 @@ class CudaBackend final : public Backend {
                                  Carver* carve) {
     LITE_ASSIGN(const std::vector<Uploaded> programs, make_programs(g, plan, device, phase, rows, carve));
     LITE_TRY(stream_.begin_recording());
-    const Status given = give_step(g, plan, device, phase, rows, programs);
+    std::vector<cuda::Mark> marks(
+        plan.segments.size());  // at the ends of segments; they live as long as it is recorded
+    const Status given = give_step(g, plan, device, phase, rows, programs, &marks);
     Result<cuda::Recording> recorded = stream_.end_recording();  // also after an error: it must end
     LITE_TRY(given);
     return recorded;
@@ -141,15 +143,15 @@ class CudaBackend final : public Backend {
   // All segments of the device, and between them what it waits for and what others wait for. What is brought aside has a stream
   // of its own, which leaves the other when the step begins and comes back at its end.
   Status give_step(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows,
-                   const std::vector<Uploaded>& programs) {
+                   const std::vector<Uploaded>& programs, std::vector<cuda::Mark>* marks) {
     int32_t* const finished = plan.finished ? g.tensor(plan.finished).row<int32_t>(0) : nullptr;
     int32_t* const counts = counts_on(g, device);
-    std::vector<cuda::Mark> marks(plan.segments.size());  // at the end of those that another lane waits for
     bool forks = false;
     for (const Segment& segment : plan.segments) forks = forks || (segment.device == device && segment.aside);
-    const auto join = [](cuda::Stream& first, cuda::Stream& then) -> Status {
-      LITE_ASSIGN(const cuda::Mark mark, first.mark());
-      return then.await(mark);
+    const auto join = [&](cuda::Stream& first, cuda::Stream& then) -> Status {
+      LITE_ASSIGN(cuda::Mark mark, first.mark());
+      marks->push_back(std::move(mark));
+      return then.await(marks->back());
     };
     if (forks) LITE_TRY(join(stream_, aside_));
     size_t mine = 0;  // of the device's programs
@@ -159,11 +161,11 @@ class CudaBackend final : public Backend {
       cuda::Stream& stream = segment.aside ? aside_ : stream_;
       // The counts are the other stream's to change.
       int32_t* const told = segment.aside ? nullptr : counts;
+      // First for its own device: so whoever waits for the host has nothing behind it that the host may need to come so far.
       for (const int32_t needed : segment.after)
-        if (plan.segments[needed].device == device)
-          LITE_TRY(stream.await(marks[needed]));
-        else
-          cuda::await_segment(finished + needed, told, stream);
+        if (plan.segments[needed].device == device) LITE_TRY(stream.await((*marks)[needed]));
+      for (const int32_t needed : segment.after)
+        if (plan.segments[needed].device != device) cuda::await_segment(finished + needed, told, stream);
       if (segment.aside)
         LITE_TRY(bring(g, segment));
       else if (phase == kPrompt)
@@ -173,7 +175,7 @@ class CudaBackend final : public Backend {
       if (finished) cuda::tell_segment(finished + s, told, stream);
       if (forks) {
         LITE_ASSIGN(cuda::Mark end, stream.mark());
-        marks[s] = std::move(end);
+        (*marks)[s] = std::move(end);
       }
     }
     return forks ? join(aside_, stream_) : Status();
