@@ -3,7 +3,7 @@
 # make fuzz    throw changed files at every parser, SECONDS=60 each, or RUNS=N with a fixed seed
 # make install [PREFIX=/usr/local] [DESTDIR=]
 # make gpu-check   on a machine with a GPU: build for it, test on it, measure it; build/gpu/report.md
-# make         build into build/bin; CUDA=ON: with the CUDA backend, [ARCHITECTURES="80;90"] its GPUs
+# make         build into build/bin; CUDA=ON: with the CUDA backend, [ARCHITECTURES="80;89;90;120"] its GPUs
 .PHONY: all setup demo test release configure install cuda-kernels gpu-check sanitize fuzz tsan accuracy format clean
 
 JOBS ?= $(shell nproc)

@@ -485,8 +485,8 @@ typedef struct dsv3_plan_options {
 } dsv3_plan_options;
 
 /* Of a packed file, whose weights are not read, or of a checkpoint's config.json (or its folder), for which types are those
- * of released checkpoints. Needs no GPU. A session with these options takes these bytes; the driver's share of a GPU is
- * estimated, and where CUDA is not built in so is scratch memory there. Errors: those of dsv3_model_open and
+ * of released checkpoints. Needs no GPU, nor a build with CUDA. A session with these options takes these bytes; only the
+ * driver's share of a GPU, in which it keeps what we have recorded, is estimated. Errors: those of dsv3_model_open and
  * dsv3_session_new; OUT_OF_MEMORY, with the missing bytes, when host_memory is too little. Any thread. */
 DSV3_API dsv3_status dsv3_plan_new(const char* path, const dsv3_plan_options* options, dsv3_plan** plan);
 DSV3_API void dsv3_plan_free(dsv3_plan* plan);
@@ -495,7 +495,7 @@ DSV3_API void dsv3_plan_free(dsv3_plan* plan);
  *   "context", "mtp"
  *   "devices"  [{"device": "cpu" or "cuda:N"; bytes: "weights", "cache", "activations", "driver_estimate", "total", "memory"
  *              (the budget, if any), "read_per_token" and "read_per_token_full" (empty and full context);
- *              "activations_estimated"; "GBps", "GBps_from": "stated", "measured" or "assumed"}]
+ *              "GBps", "GBps_from": "stated", "measured" or "assumed"}]
  *   "parts"    [{"role" (also "kv"), "layers": [A, B], "experts": [A, B] where a layer is divided, "device", "bytes"}],
  *              equal consecutive layers in one; "layers" is missing for what is of no layer
  *   "crossings_per_token"  times that one device waits for another; "crossed_per_token"  bytes between them;

@@ -1,12 +1,11 @@
 #include "api/device.h"
 
-#include "ggml-lite/cpu/cpu.h"
-
 #ifdef DSV3_CUDA
 #include <charconv>
+#endif
 
 #include "cuda/cuda.h"
-#endif
+#include "ggml-lite/cpu/cpu.h"
 
 namespace dsv3::api {
 namespace {
@@ -40,32 +39,23 @@ lite::Status read_gpu(const std::string& backend, Device* device) {
   return device->gpus[0].backend(true).status();
 }
 
-// The first GPU that can be used.
+// The first GPU that can be used, whatever keeps us from those before it.
 std::string choose_gpu(Device* device) {
+  const lite::Result<int> count = lite::count_cuda_gpus();
+  if (!count.ok()) return lite::str("cpu; ", count.status().message());
   std::string why;
-  for (int number = 0;; ++number) {
+  for (int number = 0; number < *count; ++number) {
     const auto gpu = lite::make_cuda_backend(number, true);
     if (gpu.ok()) {
       device->gpus.push_back(gpu_of(number));
       return lite::str((*gpu)->name(), ", the first GPU that can be used", why);
     }
-    const bool more = gpu.status().code() == lite::Code::Unsupported;
-    if (more || number == 0) why += lite::str("; ", gpu.status().message());
-    if (!more) return "cpu" + why;
+    why += lite::str("; ", gpu.status().message());
   }
+  return "cpu" + why;
 }
-
-lite::Result<std::unique_ptr<lite::Backend>> make_planner(bool exact) {
-  return lite::make_cuda_planner(exact);
-}
-constexpr bool kPlansExactly = true;
 #else
 constexpr char kBackends[] = "cpu ref auto", kCuda[] = "not built in";
-
-constexpr bool kPlansExactly = false;  // scratch on a GPU is about what it is on the host
-lite::Result<std::unique_ptr<lite::Backend>> make_planner(bool) {
-  return lite::make_cpu_backend({1, lite::best_isa(), true});
-}
 
 lite::Status read_gpu(const std::string&, Device*) {
   return {};
@@ -100,14 +90,13 @@ lite::Result<Device> read_device(const dsv3_model_options& o, std::string* chose
   return device;
 }
 
-bool plans_exactly() {
-  return kPlansExactly;
-}
-
 Device planning_device(int gpus) {
   Device device;
   device.isa = lite::best_isa();
-  device.gpus.assign(size_t(gpus), {make_planner, nullptr});
+  const auto planner = [](bool exact) {
+    return lite::Result<std::unique_ptr<lite::Backend>>(lite::make_cuda_planner(exact));
+  };
+  device.gpus.assign(size_t(gpus), {planner, nullptr});
   return device;
 }
 

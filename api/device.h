@@ -18,7 +18,5 @@ lite::Result<Device> read_device(const dsv3_model_options& options, std::string*
 
 // So many GPUs that need not be there: they say what they would take, and run nothing.
 Device planning_device(int gpus);
-// Whether they know it to the byte: where CUDA is built in.
-bool plans_exactly();
 
 }  // namespace dsv3::api

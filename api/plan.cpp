@@ -173,7 +173,6 @@ Result<std::string> make_plan(const std::string& path, const dsv3_plan_options& 
     d.set("weights", use.weights);
     d.set("cache", use.cache);
     d.set("activations", use.activations);
-    d.set("activations_estimated", device > 0 && !plans_exactly());
     d.set("driver_estimate", use.other);
     d.set("total", use.total());
     if (const int64_t memory = device == 0 ? o.host_memory : options.gpu_memory) d.set("memory", memory);

@@ -2,39 +2,23 @@
 // blocks take parts of a long context side by side, and the parts are merged.
 #include "cuda/attention.h"
 #include "cuda/stages/attention.h"
-#include "ggml-lite/carver.h"
 
 namespace lite::cuda {
 namespace {
 
-constexpr int64_t kTokenGroup = 8;  // tokens whose parts are kept at a time
-
-// Most parts that a token's context comes in: enough for every processor, whatever the number of heads.
-int64_t split_of_heads(int64_t heads) {
-  return std::clamp<int64_t>(4096 / heads, 32, 256);
-}
-int64_t most_parts(int64_t context, int64_t heads) {
-  return std::min(split_of_heads(heads), ceil_div(context, kChunk));
-}
-// The bytes that they take.
-int64_t partial_bytes(int64_t tokens, int64_t context, int64_t heads, int64_t n) {
-  return std::min<int64_t>(tokens, kTokenGroup) * most_parts(context, heads) * heads * (2 + n) *
-         int64_t(sizeof(float));
-}
-
 // Only cached rows are attended to in parts, and only in decode steps.
 void attend(const Step& step, const AttentionProblem& p, int64_t context, float* partials) {
-  const int64_t block_heads = p.heads_of_block();
+  const int64_t block_heads = p.sizes().heads_of_block(p.heads_per_group),
+                shared = p.sizes().shared_bytes(block_heads);
   const int64_t head_blocks = p.heads / p.heads_per_group * ceil_div(p.heads_per_group, block_heads);
   if (step.phase == kPrompt || !p.blocks)
-    return give(step, Attention{p, 0, int(block_heads), 1, {}}, {p.live.most, head_blocks}, p.shared_bytes());
+    return give(step, Attention{p, 0, int(block_heads), 1, {}}, {p.live.most, head_blocks}, shared);
   const auto split = int(split_of_heads(p.heads));
   const int64_t parts = most_parts(context, p.heads);
   const Partial partial = {partials, parts, p.heads, p.values.n};
   for (int64_t token0 = 0; token0 < p.live.most; token0 += kTokenGroup) {
     const int64_t tokens = std::min<int64_t>(kTokenGroup, p.live.most - token0);
-    give(step, Attention{p, token0, int(block_heads), split, partial}, {tokens, head_blocks, parts},
-         p.shared_bytes());
+    give(step, Attention{p, token0, int(block_heads), split, partial}, {tokens, head_blocks, parts}, shared);
     step.program->add(Merge{p, token0, split, partial}, {tokens, p.heads});
   }
 }
@@ -108,61 +92,11 @@ AttentionProblem masked(const Graph& g, const Node& n, const Step& step) {
   return p;
 }
 
-// Scratch of attention_expanded: the query and the result in the latent space, [T, H, r] each, and the parts.
-struct Expanded {
-  Values<float> query, result;
-  float* partials;
-  int64_t bytes;
-
-  Expanded(const Graph& g, const Node& n, std::byte* memory) {
-    const int64_t tokens = g.tensor(n.in[0]).shape[0], heads = g.tensor(n.in[0]).shape[1],
-                  r = g.tensor(n.in[2]).shape[1];
-    Carver carve(memory);
-    query = {carve.take<float>(tokens * heads * r), heads * r, r, heads, r};
-    result = {carve.take<float>(tokens * heads * r), heads * r, r, heads, r};
-    const int64_t context = std::get<AttentionParams>(n.params).context;
-    partials = carve.take<float>(partial_bytes(tokens, context, heads, r) / int64_t(sizeof(float)));
-    bytes = carve.used();
-  }
-};
-
 bool rounds_to_bf16(const Step& step) {
   return step.phase == kPrompt && !step.exact;
 }
 
 }  // namespace
-
-int64_t attention_workspace(const Graph& g, const Node& n) {
-  const Tensor& y = g.tensor(n.out[0]);
-  switch (n.op) {
-    case Op::AttentionExpanded:  // one or the other
-      return std::max(Expanded(g, n, nullptr).bytes, prompt_attention_workspace(g, n));
-    case Op::AttentionLatent:
-    case Op::AttentionGrouped:
-      return partial_bytes(y.shape[0], std::get<AttentionParams>(n.params).context, y.shape[1], y.shape[2]);
-    default: return 0;
-  }
-}
-
-Status check_attention(const Graph& g, const Node& n) {
-  AttentionProblem p = {};
-  p.heads_per_group = 1;
-  const int64_t width = g.tensor(n.in[0]).shape[2];
-  switch (n.op) {
-    case Op::AttentionLatent:
-      p.q.n = g.tensor(n.in[2]).shape[1];
-      p.values.n = width;
-      break;
-    case Op::AttentionExpanded:
-      p.q.n = g.tensor(n.in[3]).shape[1];
-      p.values.n = g.tensor(n.in[2]).shape[1];
-      break;
-    default: p.q.n = p.values.n = width;
-  }
-  if (p.heads_of_block() >= 1) return {};
-  return unsupported(op_name(n.op), " on a GPU: a head's query of ", p.q.n, " values and result of ",
-                     p.values.n, " do not fit the ", kSharedBytes, " bytes that a block shares");
-}
 
 void attention_latent(const Graph& g, const Node& n, const Step& step) {
   if (rounds_to_bf16(step) && has_absorbed_attention(g, n)) return absorbed_attention(g, n, step);
@@ -176,13 +110,15 @@ void attention_latent(const Graph& g, const Node& n, const Step& step) {
 void attention_expanded(const Graph& g, const Node& n, const Step& step) {
   if (rounds_to_bf16(step) && has_prompt_attention(g, n)) return prompt_attention(g, n, step);
   const Tensor &q_nope = g.tensor(n.in[0]), &kv_b = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
-  const int64_t dn = q_nope.shape[2], dv = y.shape[2];
-  const Expanded scratch(g, n, g.tensor(n.workspace).data);
-  AttentionProblem p = latent(g, n, scratch.query, n.in[1], n.in[3], n.in[4], n.in[5], step);
-  p.y = scratch.result;
-  per_head(step, matrix_of(kv_b), {dn + dv, 0, dn}, true, values_of<float>(q_nope), scratch.query, p.live);
+  const int64_t dn = q_nope.shape[2], dv = y.shape[2], heads = y.shape[1], r = kv_b.shape[1];
+  const ExpandedWorkspace scratch = expanded_workspace(g, n, g.tensor(n.workspace).data);
+  const Values<float> query = {scratch.query, heads * r, r, heads, r},
+                      result = {scratch.result, heads * r, r, heads, r};
+  AttentionProblem p = latent(g, n, query, n.in[1], n.in[3], n.in[4], n.in[5], step);
+  p.y = result;
+  per_head(step, matrix_of(kv_b), {dn + dv, 0, dn}, true, values_of<float>(q_nope), query, p.live);
   attend(step, p, std::get<AttentionParams>(n.params).context, scratch.partials);
-  per_head(step, matrix_of(kv_b), {dn + dv, dn, dv}, false, scratch.result, values_of<float>(y), p.live);
+  per_head(step, matrix_of(kv_b), {dn + dv, dn, dv}, false, result, values_of<float>(y), p.live);
 }
 
 void attention_grouped(const Graph& g, const Node& n, const Step& step) {

@@ -5,10 +5,7 @@
 
 namespace lite::cuda {
 
-// attention_expanded and attention_grouped (attention_prompt.cu). Whether there is a kernel for the node's sizes: with each of
-// a key's parts rounded up to 16 values, keys of up to 192 and values of up to 128.
-bool has_prompt_attention(const Graph& g, const Node& n);
-int64_t prompt_attention_workspace(const Graph& g, const Node& n);
+// attention_expanded and attention_grouped (attention_prompt.cu), if has_prompt_attention().
 void prompt_attention(const Graph& g, const Node& n, const Step& step);
 
 // attention_latent (attention_absorbed.cu), with latents of up to 512 values and rows of up to 576.

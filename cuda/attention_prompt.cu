@@ -8,15 +8,12 @@
 // positions as the step's sequences can have; those without live ones return at once.
 #include "cuda/attention.h"
 #include "cuda/attention_tiles.h"
-#include "ggml-lite/carver.h"
 
 namespace lite::cuda {
 namespace {
 
-constexpr int kTile = int(kBlockRows);  // positions, and rows of queries
+constexpr int kTile = kAttentionTile;
 constexpr int kThreads = kTile / 16 * kWarp;
-// Most values of a padded key and of a value.
-constexpr int kMostKey = 192, kMostValue = 128;
 
 // ---- attention
 
@@ -223,8 +220,8 @@ void attend(const Step& step, const Problem& p, int64_t groups, int64_t round) {
 // ---- keys and values from latents
 
 constexpr int kExpandThreads = 256;
-constexpr int kSide = 2 * kTile;  // of a block's result: positions, and columns
-constexpr int kDepth = 32;        // of the latent at a time
+constexpr int kSide = kExpandSide;  // of a block's result: positions, and columns
+constexpr int kDepth = 32;          // of the latent at a time
 constexpr int kDepthStride = kDepth + kPad, kResultStride = kSide + kPad;
 constexpr int64_t kExpandBytes = 2 * 2 * kSide * kDepthStride * int64_t(sizeof(uint16_t));
 static_assert(kExpandBytes >= kSide * kResultStride * int64_t(sizeof(uint16_t)) &&
@@ -384,31 +381,6 @@ __global__ void __launch_bounds__(kExpandThreads, 2) expand_kernel(Expansion x, 
     store16(to + r * x.width(), load16(shared + r * kResultStride + c));
 }
 
-// Tiles that `tokens` tokens' sequences can have at most, a sequence being of some token.
-int64_t most_tiles(const Graph& g, const Node& n, int64_t tokens) {
-  const int64_t context = std::get<AttentionParams>(n.params).context, sequences = g.tensor(n.in[4]).shape[0];
-  return std::min(sequences, tokens) * tiles_of(context);
-}
-
-// Scratch of attention_expanded. A chunk has 8 positions for each token of the largest step, which for the latents and
-// heads of the largest models is the memory that the f32 kernels need; so the rounds are few, however long a context may be.
-struct Scratch {
-  int64_t chunk;   // tiles, an even number
-  uint16_t* rows;  // Expansion::to
-  float* state;    // Problem::state
-  int64_t bytes;
-
-  Scratch(const Graph& g, const Node& n, std::byte* memory) {
-    const Tensor &q = g.tensor(n.in[0]), &y = g.tensor(n.out[0]);
-    const int64_t tokens = y.shape[0], heads = y.shape[1];
-    chunk = round_up(std::min(std::max<int64_t>(4, tiles_of(8 * tokens)), most_tiles(g, n, tokens)), 2);
-    Carver carve(memory);
-    rows = carve.take<uint16_t>(heads * chunk * kTile * (padded(q.shape[2]) + padded(y.shape[2])));
-    state = carve.take<float>(tokens * heads * 2);
-    bytes = carve.used();
-  }
-};
-
 Problem problem(const Graph& g, const Node& n, Var seqs, Var blocks, int64_t heads_per_group,
                 const Step& step) {
   Problem p = {};
@@ -420,7 +392,7 @@ Problem problem(const Graph& g, const Node& n, Var seqs, Var blocks, int64_t hea
 
 void expanded(const Graph& g, const Node& n, const Step& step) {
   const Tensor &kv_b = g.tensor(n.in[2]), &stream = g.tensor(n.in[3]);
-  const Scratch scratch(g, n, g.tensor(n.workspace).data);
+  const PromptAttentionWorkspace scratch = prompt_attention_workspace(g, n, g.tensor(n.workspace).data);
   Problem p = problem(g, n, n.in[4], n.in[5], 1, step);
   const int64_t r = kv_b.shape[1];
   Matrix matrix = matrix_of(kv_b);
@@ -463,19 +435,6 @@ void grouped(const Graph& g, const Node& n, const Step& step) {
 }
 
 }  // namespace
-
-bool has_prompt_attention(const Graph& g, const Node& n) {
-  const Tensor &q = g.tensor(n.in[0]), &y = g.tensor(n.out[0]);
-  const bool from_latents = n.op == Op::AttentionExpanded;
-  if (!from_latents && n.op != Op::AttentionGrouped) return false;
-  const int64_t key = padded(q.shape[2]) + (from_latents ? padded(g.tensor(n.in[1]).shape[2]) : 0),
-                value = padded(y.shape[2]);
-  return key <= kMostKey && value <= kMostValue && q.shape[1] * (key + value) / kSide < kGridYZ;
-}
-
-int64_t prompt_attention_workspace(const Graph& g, const Node& n) {
-  return n.op == Op::AttentionExpanded && has_prompt_attention(g, n) ? Scratch(g, n, nullptr).bytes : 0;
-}
 
 void prompt_attention(const Graph& g, const Node& n, const Step& step) {
   n.op == Op::AttentionExpanded ? expanded(g, n, step) : grouped(g, n, step);

@@ -8,13 +8,6 @@ namespace lite::cuda {
 
 constexpr int kPad = 8;  // elements after a row in shared memory: 16 bytes of 8 rows are in different banks
 
-__host__ __device__ constexpr int64_t padded(int64_t n) {
-  return (n + 15) / 16 * 16;
-}
-__host__ __device__ constexpr int64_t tiles_of(int64_t n, int tile = int(kBlockRows)) {
-  return (n + tile - 1) / tile;
-}
-
 // The sequences of the step (StepInputs).
 struct Sequences {
   const int32_t *counts, *seqs, *blocks;

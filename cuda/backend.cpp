@@ -1,9 +1,9 @@
-#include <bit>
 #include <map>
 #include <tuple>
 
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
+#include "cuda/plan/sizes.h"
 #include "cuda/program.h"
 #include "cuda/upload.h"
 #include "ggml-lite/plan.h"
@@ -38,53 +38,6 @@ void launch_node(const Graph& g, const Node& n, const Step& step) {
   }
 }
 
-// Blocks of a grid's second direction hold 8 rows or 256 columns each.
-constexpr int64_t kLargest = 500000;
-
-Status check_node(const Graph& g, const Node& n) {
-  for (const std::vector<Var>* values : {&n.in, &n.out})
-    for (const Var v : *values)
-      for (int i = 0; v && i < g.tensor(v).rank; ++i)
-        if (g.tensor(v).shape[i] > kLargest)
-          return unsupported(op_name(n.op), " on a GPU: a dimension of ", g.tensor(v).shape[i],
-                             ", expected at most ", kLargest);
-  switch (n.op) {
-    case Op::AttentionLatent:
-    case Op::AttentionExpanded:
-    case Op::AttentionGrouped:
-    case Op::AttentionMasked: return cuda::check_attention(g, n);
-    case Op::Route: return cuda::check_route(g, n);
-    case Op::MoeFfn: return cuda::check_moe(g, n);
-    case Op::Stage: return unsupported("stage on a GPU: it is the host's work");
-    default: return {};
-  }
-}
-
-int64_t node_workspace(const Graph& g, const Node& n, bool exact) {
-  switch (n.op) {
-    case Op::Linear: return cuda::linear_workspace(g, n, exact);
-    case Op::AttentionLatent:
-    case Op::AttentionExpanded:
-    case Op::AttentionGrouped:
-    case Op::AttentionMasked: return cuda::attention_workspace(g, n);
-    case Op::MoeFfn: return cuda::moe_workspace(g, n, exact);
-    default: return 0;
-  }
-}
-
-// Rows of the largest step that a graph has room for.
-int64_t most_rows(const Graph& g) {
-  int64_t most = 1;
-  for (const Value& v : g.values)
-    if (v.rows != Rows::Fixed) most = std::max(most, v.tensor.shape[0]);
-  return most;
-}
-
-// Steps of so many rows are recorded together.
-int64_t recorded_rows(int64_t rows) {
-  return int64_t(std::bit_ceil(uint64_t(rows)));
-}
-
 // The step's counts as a device's nodes read them; null if they read none.
 int32_t* counts_on(const Graph& g, int device) {
   for (const Node& n : g.nodes)
@@ -96,8 +49,12 @@ int32_t* counts_on(const Graph& g, int device) {
 // A step is recorded once for each phase and each power of two of its rows, and from then on replayed.
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, bool exact, std::string name, cuda::Stream stream)
-      : device_(device), exact_(exact), name_(std::move(name)), stream_(std::move(stream)) {}
+  CudaBackend(int device, bool exact, std::string name, cuda::Stream stream, cuda::Stream aside)
+      : device_(device),
+        exact_(exact),
+        name_(std::move(name)),
+        stream_(std::move(stream)),
+        aside_(std::move(aside)) {}
 
   std::string name() const override { return str("cuda:", device_, " (", name_, ")"); }
   Result<Buffer> allocate(int64_t bytes) override { return cuda::allocate(device_, bytes); }
@@ -110,22 +67,38 @@ class CudaBackend final : public Backend {
     return cuda::upload(device_, to, pieces);
   }
 
-  Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
+  Status check(const Graph& g, const Node& n) const override { return cuda::check_node(g, n); }
   int64_t workspace_bytes(const Graph& g, const Node& n) const override {
-    return node_workspace(g, n, exact_);
+    return cuda::node_workspace(g, n, exact_);
+  }
+
+  bool joins_next(const Graph& g, int32_t node) const override { return cuda::joins_next(g, node); }
+  int64_t recording_bytes(const Graph& g, const Plan& plan, int device,
+                          std::span<const Phase> phases) const override {
+    return cuda::recording_bytes(g, plan, device, phases);
   }
 
   bool asynchronous() const override { return true; }
   Status prepare(const Graph& g, const Plan& plan, int device, std::span<const Phase> phases) override {
+    const int64_t bytes = recording_bytes(g, plan, device, phases);
+    LITE_ASSIGN(Buffer memory, cuda::allocate(device_, bytes));
+    Carver carve(memory.get());
+    recording_memory_.push_back(std::move(memory));
+    for (const Node& n : g.nodes)
+      if (n.device == device && n.op == Op::MoeFfn) LITE_TRY(make_table(g, n, &carve));
     for (const Phase phase : phases)
-      for (int64_t rows = 1; rows <= recorded_rows(most_rows(g)); rows *= 2)
-        LITE_TRY(recording(g, plan, device, phase, rows).status());
+      for (int64_t rows = 1; rows <= cuda::recorded_rows(cuda::most_rows(g)); rows *= 2) {
+        LITE_ASSIGN(cuda::Recording step, record(g, plan, device, phase, rows, &carve));
+        recordings_[{&g, phase, rows}] = std::move(step);
+      }
     return {};
   }
   Status start(const Graph& g, const Plan& plan, int device) override {
     const int32_t* counts = g.tensor(g.counts).row<int32_t>(0);
-    const int64_t rows = recorded_rows(std::max({counts[kTokens], counts[kOutputs], 1}));
-    LITE_ASSIGN(const cuda::Recording step, recording(g, plan, device, Phase(counts[kPhase]), rows));
+    const auto phase = Phase(counts[kPhase]);
+    const int64_t rows = cuda::recorded_rows(std::max({counts[kTokens], counts[kOutputs], 1}));
+    cuda::Recording& step = recordings_[{&g, phase, rows}];
+    if (!step) LITE_TRY(prepare(g, plan, device, {&phase, 1}));
     return stream_.replay(step);
   }
   Status poll() override { return stream_.poll(); }
@@ -138,107 +111,121 @@ class CudaBackend final : public Backend {
     std::byte* memory;
   };
 
-  Result<cuda::Recording> recording(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows) {
-    cuda::Recording& recorded = recordings_[{&g, phase, rows}];
-    if (!recorded) {
-      for (const Node& n : g.nodes)
-        if (n.device == device) LITE_TRY(make_table(g, n));
-      LITE_ASSIGN(const std::vector<Uploaded> programs, make_programs(g, plan, device, phase, rows));
-      LITE_TRY(stream_.begin_recording());
-      give_step(g, plan, device, phase, rows, programs);
-      LITE_ASSIGN(recorded, stream_.end_recording());
-    }
+  Result<cuda::Recording> record(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows,
+                                 Carver* carve) {
+    LITE_ASSIGN(const std::vector<Uploaded> programs, make_programs(g, plan, device, phase, rows, carve));
+    LITE_TRY(stream_.begin_recording());
+    std::vector<cuda::Mark> marks(
+        plan.segments.size());  // at the ends of segments; they live as long as it is recorded
+    const Status given = give_step(g, plan, device, phase, rows, programs, &marks);
+    Result<cuda::Recording> recorded = stream_.end_recording();  // also after an error: it must end
+    LITE_TRY(given);
     return recorded;
   }
 
-  // In the decode phase, for the device's segments in order: memory is taken before anything is recorded.
+  // In the decode phase, for the device's segments in order.
   Result<std::vector<Uploaded>> make_programs(const Graph& g, const Plan& plan, int device, Phase phase,
-                                              int64_t rows) {
+                                              int64_t rows, Carver* carve) {
     std::vector<Uploaded> programs;
     if (phase == kPrompt) return programs;
     for (const Segment& segment : plan.segments) {
-      if (segment.device != device) continue;
+      if (segment.device != device || segment.aside) continue;
       cuda::Program program(rows);
       give_nodes(g, segment, phase, rows, &program);
-      LITE_ASSIGN(Buffer memory, program.upload(device_));
-      programs.push_back({std::move(program), memory.get()});
-      program_memory_.push_back(std::move(memory));
+      const int64_t room = cuda::program_bytes(g, segment, rows);
+      std::byte* const memory = carve->take<std::byte>(room);
+      LITE_TRY(program.upload(device_, memory, room));
+      programs.push_back({std::move(program), memory});
     }
     return programs;
   }
 
-  // All segments of the device, and between them what it waits for and what others wait for.
-  void give_step(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows,
-                 const std::vector<Uploaded>& programs) {
+  // All segments of the device, and between them what it waits for and what others wait for. What is brought aside has a stream
+  // of its own, which leaves the other when the step begins and comes back at its end.
+  Status give_step(const Graph& g, const Plan& plan, int device, Phase phase, int64_t rows,
+                   const std::vector<Uploaded>& programs, std::vector<cuda::Mark>* marks) {
     int32_t* const finished = plan.finished ? g.tensor(plan.finished).row<int32_t>(0) : nullptr;
     int32_t* const counts = counts_on(g, device);
-    size_t mine = 0;  // of the device's segments
+    bool forks = false;
+    for (const Segment& segment : plan.segments) forks = forks || (segment.device == device && segment.aside);
+    const auto join = [&](cuda::Stream& first, cuda::Stream& then) -> Status {
+      LITE_ASSIGN(cuda::Mark mark, first.mark());
+      marks->push_back(std::move(mark));
+      return then.await(marks->back());
+    };
+    if (forks) LITE_TRY(join(stream_, aside_));
+    size_t mine = 0;  // of the device's programs
     for (size_t s = 0; s < plan.segments.size(); ++s) {
       const Segment& segment = plan.segments[s];
       if (segment.device != device) continue;
-      for (const int32_t needed : segment.after) cuda::await_segment(finished + needed, counts, stream_);
-      if (phase == kPrompt)
+      cuda::Stream& stream = segment.aside ? aside_ : stream_;
+      // The counts are the other stream's to change.
+      int32_t* const told = segment.aside ? nullptr : counts;
+      // First for its own device: so whoever waits for the host has nothing behind it that the host may need to come so far.
+      for (const int32_t needed : segment.after)
+        if (plan.segments[needed].device == device) LITE_TRY(stream.await((*marks)[needed]));
+      for (const int32_t needed : segment.after)
+        if (plan.segments[needed].device != device) cuda::await_segment(finished + needed, told, stream);
+      if (segment.aside)
+        LITE_TRY(bring(g, segment));
+      else if (phase == kPrompt)
         give_nodes(g, segment, phase, rows, nullptr);
       else
-        programs[mine].program.launch(stream_, programs[mine].memory);
-      if (finished) cuda::tell_segment(finished + s, counts, stream_);
-      ++mine;
+        programs[mine].program.launch(stream_, programs[mine].memory), ++mine;
+      if (finished) cuda::tell_segment(finished + s, told, stream);
+      if (forks) {
+        LITE_ASSIGN(cuda::Mark end, stream.mark());
+        (*marks)[s] = std::move(end);
+      }
     }
+    return forks ? join(aside_, stream_) : Status();
+  }
+
+  // By copying whole, for which a GPU needs no processor.
+  Status bring(const Graph& g, const Segment& segment) {
+    for (int32_t i = segment.first_node; i < segment.first_node + segment.n_nodes; ++i) {
+      const Tensor &from = g.tensor(g.nodes[i].in[0]), &to = g.tensor(g.nodes[i].out[0]);
+      LITE_TRY(aside_.copy(to.data, from.data, to.elements() * size_of(to.dtype)));
+    }
+    return {};
   }
 
   // To the stream, or to a program.
   void give_nodes(const Graph& g, const Segment& segment, Phase phase, int64_t rows, cuda::Program* program) {
     for (int32_t i = segment.first_node; i < segment.first_node + segment.n_nodes; ++i) {
       const auto table = tables_.find(&g.nodes[i]);
-      if (program) program->begin(g, g.nodes[i]);
+      const bool joined = program && cuda::joins_next(g, i);
+      if (program) program->begin(g, std::span(g.nodes).subspan(size_t(i), joined ? 2 : 1));
+      const cuda::MoeTable* experts =
+          table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second);
       launch_node(g, g.nodes[i],
-                  {stream_, phase, rows, exact_,
-                   table == tables_.end() ? nullptr : reinterpret_cast<cuda::MoeTable*>(table->second.get()),
-                   program});
+                  {stream_, phase, rows, exact_, experts, program, joined ? &g.nodes[i + 1] : nullptr});
+      if (joined) ++i;
     }
   }
 
-  Status make_table(const Graph& g, const Node& n) {
-    if (n.op != Op::MoeFfn || tables_.contains(&n)) return {};
-    const ExpertSet& experts = g.experts[std::get<MoeParams>(n.params).experts];
+  Status make_table(const Graph& g, const Node& n, Carver* carve) {
+    const ExpertSet& experts = cuda::experts_of(g, n);
     std::vector<std::byte> table(size_t(cuda::moe_table_bytes(experts)));
-    LITE_ASSIGN(Buffer memory, cuda::allocate(device_, int64_t(table.size())));
-    cuda::write_moe_table(experts, table.data(), memory.get());
-    LITE_TRY(cuda::copy(device_, memory.get(), table.data(), int64_t(table.size())));
-    tables_[&n] = std::move(memory);
-    return {};
+    std::byte* const memory = carve->take<std::byte>(int64_t(table.size()));
+    cuda::write_moe_table(experts, table.data(), memory);
+    tables_[&n] = memory;
+    return cuda::copy(device_, memory, table.data(), int64_t(table.size()));
   }
 
   int device_;
   bool exact_;
   std::string name_;
-  cuda::Stream stream_;
-  std::map<const Node*, Buffer> tables_;
-  std::vector<Buffer> program_memory_;
+  cuda::Stream stream_, aside_;
+  std::vector<Buffer> recording_memory_;  // tables of experts and programs
+  std::map<const Node*, std::byte*> tables_;
   std::map<std::tuple<const Graph*, Phase, int64_t>, cuda::Recording> recordings_;
-};
-
-class CudaPlanner final : public Backend {
- public:
-  explicit CudaPlanner(bool exact) : exact_(exact) {}
-
-  std::string name() const override { return "cuda, for planning"; }
-  Result<Buffer> allocate(int64_t) override {
-    return internal_error("a GPU that is only planned with was asked for memory");
-  }
-  Status check(const Graph& g, const Node& n) const override { return check_node(g, n); }
-  int64_t workspace_bytes(const Graph& g, const Node& n) const override {
-    return node_workspace(g, n, exact_);
-  }
-
- private:
-  bool exact_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cuda_planner(bool exact) {
-  return std::make_unique<CudaPlanner>(exact);
+Result<int> count_cuda_gpus() {
+  return cuda::device_count();
 }
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(int device, bool exact) {
@@ -250,7 +237,9 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(int device, bool exact) {
     return unsupported("GPU ", device, " (", info.name, "): this build has no code for compute capability ",
                        info.major, ".", info.minor, "; build with ARCHITECTURES=", info.major, info.minor);
   LITE_ASSIGN(cuda::Stream stream, cuda::Stream::create(device));
-  return std::unique_ptr<Backend>(new CudaBackend(device, exact, info.name, std::move(stream)));
+  LITE_ASSIGN(cuda::Stream aside, cuda::Stream::create(device));
+  return std::unique_ptr<Backend>(
+      new CudaBackend(device, exact, info.name, std::move(stream), std::move(aside)));
 }
 
 }  // namespace lite

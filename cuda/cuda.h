@@ -8,6 +8,9 @@
 
 namespace lite {
 
+// How many GPUs the driver counts. Device: none, or no driver, or it is too old.
+Result<int> count_cuda_gpus();
+
 // On GPU `device`, as the driver counts them. Device: there is none, or no driver, or it is too old; NotFound: no GPU of
 // that number. `exact`: activations are f32 in every product; else they are bf16 in those of prompts, where the matrix unit
 // makes them (product.h).

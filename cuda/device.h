@@ -8,14 +8,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "cuda/plan/sizes.h"
 #include "cuda/runtime.h"
 
 namespace lite::cuda {
-
-constexpr int kWarp = 32;
-// Shared memory of a block: what every launch gets, and what it gets on every GPU by asking, as launch() does.
-constexpr int64_t kSharedBytes = 48 << 10, kSharedMost = 99 << 10;
-constexpr int64_t kGridX = 0x7FFFFFFF, kGridYZ = 65535;  // most blocks in a direction
 
 // Blocks of a launch.
 struct Grid {
@@ -323,6 +319,8 @@ template <class... P, class... A>
 void launch_levels(void (*kernel)(int, int, P...), const std::vector<int64_t>& blocks_of_level, int threads,
                    int64_t shared, Stream& stream, const A&... args) {
   if (blocks_of_level.empty()) return;
+  if (shared > kSharedBytes)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   int processors = 0, each = 0;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, stream.device());
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, size_t(shared));

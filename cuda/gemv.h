@@ -1,7 +1,8 @@
 // Products in f32 of rows of weights with a few rows of activations: the weights pass by once, as fast as memory gives them.
 //
-// A lane takes four neighbouring columns at a time (a quad), so that a warp reads whole lines of weights and of activations
-// alike. Quads of several rows are on their way before the first is used. The order of a sum depends on the matrix' shape alone.
+// Weights come to shared memory by asynchronous copies, 16 bytes a lane: a warp brings 512 bytes of a row at once, and several rows
+// are on their way while it works on what has arrived. There a lane takes four neighbouring columns at a time (a quad), so that
+// the warp reads its activations by whole lines too. The order of a sum depends on the matrix' shape alone.
 #pragma once
 
 #include "cuda/matrix.h"
@@ -11,7 +12,8 @@ namespace lite::cuda {
 
 constexpr int kQuad = 4;
 constexpr int kSpan = kWarp * kQuad;  // columns of a warp at once
-constexpr int kWarpRows = 4;          // rows of the weights that a warp has
+constexpr int kWarpRows = kGemvRows;  // rows of the weights that a warp has
+constexpr int kLine = kWarp * 16;     // bytes of a row that a warp brings at once
 // As many of them at once as its registers hold sums for: activations are read once for these.
 __host__ __device__ constexpr int rows_at_once(int tokens) {
   return tokens < 8 ? kWarpRows : kWarpRows / 2;
@@ -100,37 +102,59 @@ struct Gathered {
   __device__ const float* row(int i) const { return data + offset(i); }
 };
 
+// What a block's shared memory has behind the rings of its warps.
+template <class T>
+__device__ T* behind_rings() {
+  return reinterpret_cast<T*>(shared_memory<uint8_t>() + kRingsBytes);
+}
+
+// For rows of whole pieces of 16 bytes.
 template <int kWords, int kTokens, int kRows>
 __device__ void add_products(const Matrix& m, const int64_t (&row)[kRows], const float* x,
                              const uint32_t (&quad)[kTokens], Columns columns,
                              float (&sum)[kTokens * kRows]) {
-  constexpr int kAhead = (kTokens < 8 ? 4 : 2) / kWords;  // quads of a row on their way
+  constexpr int kPart = kLine / kWords, kSpans = kPart / kSpan;          // columns that are brought together
+  constexpr int kParts = int(kRingBytes) / (kRows * kLine);              // of the ring
+  uint8_t* const ring = shared_memory<uint8_t>() + warp() * kRingBytes;  // [kParts][kRows][kLine]
   const uint8_t* data[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) data[r] = m.data + row[r] * m.stride;
+  const auto bring = [&](int64_t begin, int place) {
+    const int64_t j = begin + lane() * (16 / kWords);
+    if (j < columns.end)
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        copy16_async(ring + (place * kRows + r) * kLine + lane() * 16, data[r] + j * kWords);
+    commit_copies();
+  };
   const uint8_t* scales = m.scale ? m.scale + m.scale_row(row[0]) * m.scale_stride : nullptr;
   const DType dtype = m.dtype, scale_dtype = m.scale_dtype;
   const int64_t col0 = m.col0;
   const int col_shift = m.col_shift;
+#pragma unroll
+  for (int p = 0; p < kParts; ++p) bring(columns.begin + p * kPart, p);
+  int place = 0;
 #pragma unroll 1
-  for (int64_t j0 = columns.begin + lane() * kQuad; j0 < columns.end; j0 += kAhead * kSpan) {
-    Words<kWords> raw[kAhead][kRows];
-    float scale[kAhead];
+  for (int64_t begin = columns.begin; begin < columns.end; begin += kPart) {
+    const int64_t j0 = begin + lane() * kQuad;
+    float scale[kSpans];
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
+    for (int u = 0; u < kSpans; ++u) {
       const int64_t j = j0 + u * kSpan;
-      if (j >= columns.end) continue;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) raw[u][r] = load_once<kWords>(data[r] + j * kWords);
-      scale[u] = scales ? decode(scale_dtype, scales, (col0 + j) >> col_shift) : 1.0f;
+      scale[u] = scales && j < columns.end ? decode(scale_dtype, scales, (col0 + j) >> col_shift) : 1.0f;
     }
+    wait_copies<kParts - 1>();
+    sync_warp();  // every lane's have arrived
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
+    for (int u = 0; u < kSpans; ++u) {
       const int64_t j = j0 + u * kSpan;
       if (j >= columns.end) continue;
       float w[kRows][kQuad];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) unpack<kWords>(dtype, raw[u][r], w[r]);
+      for (int r = 0; r < kRows; ++r)
+        unpack<kWords>(
+            dtype, load<kWords>(ring + (place * kRows + r) * kLine + (u * kSpan + lane() * kQuad) * kWords),
+            w[r]);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         const Words<4> four = load<4>(x + j + quad[t] * int64_t(kQuad));
@@ -143,7 +167,11 @@ __device__ void add_products(const Matrix& m, const int64_t (&row)[kRows], const
         }
       }
     }
+    sync_warp();  // all have read
+    bring(begin + kParts * kPart, place);
+    place = place + 1 == kParts ? 0 : place + 1;
   }
+  wait_copies<0>();
 }
 
 // Any matrix, any activations: a sum after the other.
@@ -180,7 +208,7 @@ __device__ float products(const Matrix& m, int64_t mine, int r0, int64_t last, c
   for (int t = 0; t < kTokens; ++t) quad[t] = uint32_t(rows.offset(t) / kQuad);
   const bool aligned = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.stride % kQuad == 0;
   const int words = aligned ? quad_words(m, mine, min(mine + kWarpRows - 1, last)) : 0;
-  if (words == 0) return products_of_any<kTokens>(m, first, last, rows, columns);
+  if (words == 0 || m.cols * words % 16 != 0) return products_of_any<kTokens>(m, first, last, rows, columns);
   float sum[kTokens * kRows] = {};
   if (words == 1)
     add_products<1>(m, row, rows.data, quad, columns, sum);

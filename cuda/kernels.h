@@ -21,6 +21,7 @@ struct Step {
   bool exact;                     // f32 activations in every product
   const MoeTable* moe = nullptr;  // of a node that is moe_ffn, in the device's memory
   Program* program = nullptr;     // of a decode step: it takes the stages that a prompt launches
+  const Node* sum = nullptr;  // what adds something to the node's result, if it is made with it (joins_next)
 };
 
 // Whether there is code for the GPU that was asked last (device_info).
@@ -52,19 +53,7 @@ void await_segment(const int32_t* finished, int32_t* counts, Stream& stream);
 // Says that all the stream did before is done, or stopped.
 void tell_segment(int32_t* finished, const int32_t* counts, Stream& stream);
 
-// Scratch of a node; other ops take none.
-int64_t linear_workspace(const Graph& g, const Node& n, bool exact);
-int64_t attention_workspace(const Graph& g, const Node& n);
-int64_t moe_workspace(const Graph& g, const Node& n, bool exact);
-
-// Ok, or Unsupported: a size that the op's kernels are not made for.
-Status check_attention(const Graph& g, const Node& n);
-Status check_route(const Graph& g, const Node& n);
-Status check_moe(const Graph& g, const Node& n);
-
-// The experts of a moe_ffn as its kernels read them: bytes to be brought to the device's memory at an address that is given
-// beforehand, once for the life of the graph.
-int64_t moe_table_bytes(const ExpertSet& experts);
+// The experts of a moe_ffn as its kernels read them, moe_table_bytes() of them, for an address in the device's memory.
 void write_moe_table(const ExpertSet& experts, std::byte* to, const std::byte* device_address);
 
 }  // namespace lite::cuda

@@ -6,31 +6,20 @@
 namespace lite::cuda {
 namespace {
 
-bool rounds(const Graph& g, const Node& n) {
-  return std::get<LinearParams>(n.params).rounding != Rounding::None &&
-         g.tensor(n.in[1]).dtype == DType::F8_E4M3;
-}
-
 void give_linear(const Step& step, const Linear& stage) {
   give(step, stage,
        {ceil_div(stage.head.out, stage.rows_of_block()), ceil_div(stage.live.most, kTogether), stage.x.heads},
-       Linear::shared_bytes());
+       kRingsBytes + kSumsBytes);
 }
 
 }  // namespace
-
-// Workspace: the rounded activations, of the one way or the other.
-int64_t linear_workspace(const Graph& g, const Node& n, bool exact) {
-  const int64_t rounded = rounds(g, n) ? g.tensor(n.in[0]).elements() * int64_t(sizeof(float)) : 0;
-  return std::max(rounded, tiled_linear_workspace(g, n, exact));
-}
 
 void linear(const Graph& g, const Node& n, const Step& step) {
   if (takes_tiles(g, n, step)) return tiled_linear(g, n, step);
   const Tensor& w = g.tensor(n.in[1]);
   const Live live = live_rows(g, n, n.in[0], step);
   auto x = values_of<float>(g.tensor(n.in[0]));
-  if (rounds(g, n)) {
+  if (rounds_linear(g, n)) {
     Values<float> rounded = x;
     rounded.data = g.tensor(n.workspace).row<float>(0);
     rounded.row_stride = x.n;
@@ -39,13 +28,18 @@ void linear(const Graph& g, const Node& n, const Step& step) {
     x = rounded;
   }
   const Vector bias = n.in[2] ? vector_of(g.tensor(n.in[2])) : Vector{};
-  give_linear(
-      step, {matrix_of(w), {w.shape[0], 0, w.shape[0]}, x, bias, values_of<float>(g.tensor(n.out[0])), live});
+  give_linear(step, {matrix_of(w),
+                     {w.shape[0], 0, w.shape[0]},
+                     x,
+                     bias,
+                     values_of<float>(g.tensor(n.out[0])),
+                     live,
+                     added_of(g, n, step)});
 }
 
 void per_head(const Step& step, const Matrix& w, const Head& head, bool transposed, const Values<float>& x,
               const Values<float>& y, const Live& live) {
-  if (!transposed) return give_linear(step, {w, head, x, {}, y, live});
+  if (!transposed) return give_linear(step, {w, head, x, {}, y, live, {}});
   const Transposed stage = {w, head, x, y, live};
   give(step, stage, {ceil_div(w.cols, kSpan), ceil_div(live.most, kTogether), x.heads}, stage.shared_bytes());
 }

@@ -44,6 +44,21 @@ Values<T> values_of(const Tensor& t) {
           t.rank == 1 ? 1 : t.shape[t.rank - 1]};
 }
 
+// To what a node makes something is added at once: y = x + it. Without y: nothing is.
+struct Added {
+  Values<float> x, y;
+
+  __device__ void put(int64_t t, int64_t i, float value) const {
+    if (y.data) y.row(t)[i] = x.row(t)[i] + value;
+  }
+};
+inline Added added_of(const Graph& g, const Node& n, const Step& step) {
+  if (!step.sum) return {};
+  const Node& sum = *step.sum;
+  const Var other = sum.in[0].id == n.out[0].id ? sum.in[1] : sum.in[0];
+  return {values_of<float>(g.tensor(other)), values_of<float>(g.tensor(sum.out[0]))};
+}
+
 // ---- weights
 
 __device__ inline float decode(DType dtype, const uint8_t* data, int64_t i) {
@@ -167,8 +182,6 @@ __device__ inline int warp() {
   return thread() / kWarp;
 }
 
-constexpr int kTogether = 8;  // rows of activations that meet a row of weights while it passes
-
 // Elements [0, kPiece) of x, zeros from n on.
 __device__ inline void activations(const float* x, int64_t n, float (&to)[kPiece]) {
   if (n >= kPiece && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
@@ -224,7 +237,6 @@ void per_head(const Step& step, const Matrix& w, const Head& head, bool transpos
 // ---- rounding (Rounding in graph.h)
 
 // By a whole warp: the scale of values [first, end) of a row.
-constexpr int64_t kRoundGroup = 128;
 __device__ inline float group_scale(Rounding rounding, const float* from, int64_t first, int64_t end) {
   float largest = 1e-4f;  // so that a group of zeros has a scale
   for (int64_t i = first + lane(); i < end; i += kWarp) largest = fmaxf(largest, fabsf(from[i]));

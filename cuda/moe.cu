@@ -4,7 +4,6 @@
 
 #include "cuda/product.h"
 #include "cuda/stages/experts.h"
-#include "ggml-lite/carver.h"
 
 namespace lite::cuda {
 
@@ -12,37 +11,6 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kRows = 2;  // of `down`, of one warp
-
-int64_t width_of(const ExpertSet& set) {
-  const int64_t routed = set.slots.empty() ? 0 : set.slots[0].up.shape[0];
-  return set.has_shared ? std::max(routed, set.shared.up.shape[0]) : routed;
-}
-
-// Most tasks of so many tokens: every network may have one that is not full.
-int64_t most_tasks(int64_t pairs, int64_t networks) {
-  return networks == 0 ? 0 : pairs / kTogether + std::min(pairs, networks);
-}
-
-const ExpertSet& experts_of(const Graph& g, const Node& n) {
-  return g.experts[std::get<MoeParams>(n.params).experts];
-}
-
-MoeWorkspace workspace_of(const Graph& g, const Node& n, std::byte* memory) {
-  const ExpertSet& set = experts_of(g, n);
-  const int64_t tokens = g.tensor(n.in[0]).shape[0], d = g.tensor(n.in[0]).shape[1],
-                pairs = tokens * (g.tensor(n.in[1]).shape[1] + 1),
-                networks = int64_t(set.slots.size()) + (set.has_shared ? 1 : 0);
-  MoeWorkspace w;
-  Carver carve(memory);
-  w.tasks = carve.take<MoeTask>(most_tasks(pairs, networks));
-  w.n_tasks = carve.take<int32_t>(1);
-  w.list = carve.take<int32_t>(pairs);
-  w.rounded = carve.take<float>(std::get<MoeParams>(n.params).rounding == Rounding::None ? 0 : tokens * d);
-  w.hidden = carve.take<float>(pairs * width_of(set));
-  w.result = carve.take<float>(pairs * d);
-  w.bytes = carve.used();
-  return w;
-}
 
 // hidden = silu(gate x) * up x, or gelu(up x + bias): a warp has one row of the task's network.
 __global__ void hidden_kernel(MoeLayer l) {
@@ -115,31 +83,7 @@ Network network_of(const FfnWeights& f) {
 
 }  // namespace
 
-int64_t moe_workspace(const Graph& g, const Node& n, bool exact) {
-  return workspace_of(g, n, nullptr).bytes + prompt_experts_workspace(g, n, exact);
-}
-
-Status check_moe(const Graph& g, const Node& n) {
-  LITE_TRY(check_decode_experts(g.tensor(n.in[1]).shape[1]));
-  const int64_t networks = int64_t(experts_of(g, n).slots.size()) + 1,
-                most = kSharedBytes / int64_t(sizeof(int32_t));
-  if (networks > most)
-    return unsupported("moe_ffn on a GPU: ", networks - 1, " experts of one layer, expected at most ",
-                       most - 1);
-  const int64_t tokens = g.tensor(n.in[0]).shape[0], pairs = tokens * (g.tensor(n.in[1]).shape[1] + 1);
-  if (most_tasks(pairs, networks) > kGridYZ)
-    return unsupported("moe_ffn on a GPU: steps of ", tokens,
-                       " tokens are too large; try a smaller max_batch_tokens");
-  return {};
-}
-
-// The table, then the networks, then the slots.
-int64_t moe_table_bytes(const ExpertSet& set) {
-  const int64_t networks = int64_t(set.slots.size()) + 1;
-  return int64_t(sizeof(MoeTable)) + networks * int64_t(sizeof(Network)) +
-         int64_t(set.slot_of_expert.size() * sizeof(int32_t));
-}
-
+// The table, then the networks, then the slots (moe_table_bytes).
 void write_moe_table(const ExpertSet& set, std::byte* to, const std::byte* device_address) {
   const size_t networks = sizeof(MoeTable), slots = networks + (set.slots.size() + 1) * sizeof(Network);
   const MoeTable table = {reinterpret_cast<const Network*>(device_address + networks),
@@ -161,7 +105,7 @@ void moe_ffn(const Graph& g, const Node& n, const Step& step) {
   const ExpertSet& set = experts_of(g, n);
   MoeLayer l = {};
   l.table = step.moe;
-  l.w = workspace_of(g, n, g.tensor(n.workspace).data);
+  l.w = moe_workspace(g, n, g.tensor(n.workspace).data);
   l.x = values_of<float>(g.tensor(n.in[0]));
   l.ids = values_of<int32_t>(g.tensor(n.in[1]));
   l.weights = values_of<float>(g.tensor(n.in[2]));
@@ -174,9 +118,9 @@ void moe_ffn(const Graph& g, const Node& n, const Step& step) {
   l.gated = set.activation == Activation::SwiGlu;
   l.rounding = std::get<MoeParams>(n.params).rounding;
 
-  if (step.phase == kDecode) return decode_experts(step, l);
-  const int64_t d = l.x.n, pairs = l.pairs(l.live.most), tasks = most_tasks(pairs, l.networks());
+  if (step.phase == kDecode) return decode_experts(step, l, added_of(g, n, step));
   const bool tiles = takes_tiles(set, step);
+  const int64_t d = l.x.n, pairs = l.pairs(l.live.most), tasks = most_tasks(pairs, l.networks(), kTogether);
   sort_pairs(g, n, step, l, tiles ? kTaskPairs : kTogether);
   if (tiles) {
     tiled_experts(g, n, step, l);

@@ -10,23 +10,12 @@ struct Network {
   Matrix gate, up, down;
   Vector up_bias, down_bias;
 };
+static_assert(sizeof(Network) == kNetworkBytes);
 
 // Networks of the slots, then of the shared expert if there is one; and the slot of every expert, or -1.
 struct MoeTable {
   const Network* networks;
   const int32_t* slot_of_expert;
-};
-
-struct MoeTask {
-  int32_t network, first, n;  // pairs list[first, first + n) go through this network
-};
-
-// Pair t * (K + 1) + j is token t's j-th expert, j = K the shared one. Workspace of a node, sized for the largest step:
-struct MoeWorkspace {
-  MoeTask* tasks;
-  int32_t *n_tasks, *list;
-  float *rounded, *hidden, *result;  // [T, d]; [pairs, width]; [pairs, d]
-  int64_t bytes;
 };
 
 // The sizes of a node, and where its step is.
@@ -57,8 +46,7 @@ struct MoeLayer {
   }
 };
 
-// Of decode steps: experts.cu. Unsupported: too many experts of a token.
-void decode_experts(const Step& step, const MoeLayer& layer);
-Status check_decode_experts(int64_t experts_per_token);
+// Of decode steps: experts.cu.
+void decode_experts(const Step& step, const MoeLayer& layer, const Added& added);
 
 }  // namespace lite::cuda

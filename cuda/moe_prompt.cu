@@ -5,51 +5,11 @@
 namespace lite::cuda {
 namespace {
 
-constexpr int kSortPairs = 1024;  // of a block
-
-// Behind the node's MoeWorkspace.
-struct PromptWorkspace {
-  int32_t* counts;  // [blocks of pairs, networks]; then where a block's pairs of a network begin in the list
-  RoundedRows x, hidden;
-  int64_t bytes;
-};
-
-// Every network's types alike, so that one kernel does all.
-struct ExpertTypes {
-  DType up, down;
-};
 template <class Visit>
 void for_each_network(const ExpertSet& set, const Visit& visit) {
   for (const FfnWeights& f : set.slots) visit(f);
   if (set.has_shared) visit(set.shared);
 }
-ExpertTypes types_of(const ExpertSet& set) {
-  const FfnWeights& f = set.slots.empty() ? set.shared : set.slots[0];
-  return {f.up.dtype, f.down.dtype};
-}
-
-PromptWorkspace workspace_of(const Graph& g, const Node& n, bool exact, std::byte* memory) {
-  const auto p = std::get<MoeParams>(n.params);
-  const ExpertSet& set = g.experts[p.experts];
-  const int64_t tokens = g.tensor(n.in[0]).shape[0], pairs = tokens * (g.tensor(n.in[1]).shape[1] + 1);
-  int64_t networks = 0, width = 0;
-  for_each_network(set, [&](const FfnWeights& f) {
-    ++networks;
-    width = std::max(width, f.up.shape[0]);
-  });
-  PromptWorkspace w = {};
-  Carver carve(memory);
-  w.counts = carve.take<int32_t>(ceil_div(pairs, kSortPairs) * networks);
-  const auto [up, down] = types_of(set);
-  if (!exact && set.activation == Activation::SwiGlu && held_by_bf16(up) && held_by_bf16(down)) {
-    const bool rounds = p.rounding != Rounding::None;
-    w.x = carve_rounded(&carve, tokens, g.tensor(n.in[0]).shape[1], rounds && up == DType::F8_E4M3);
-    w.hidden = carve_rounded(&carve, pairs, width, rounds && down == DType::F8_E4M3);
-  }
-  w.bytes = carve.used();
-  return w;
-}
-
 // ---- sorting: by network, and within one by pair
 
 // The networks of the block's pairs, to shared memory; returns how many pairs there are.
@@ -228,12 +188,8 @@ bool takes_tiles(const ExpertSet& set, const Step& step) {
   return fits;
 }
 
-int64_t prompt_experts_workspace(const Graph& g, const Node& n, bool exact) {
-  return workspace_of(g, n, exact, nullptr).bytes;
-}
-
 void sort_pairs(const Graph& g, const Node& n, const Step& step, const MoeLayer& l, int pairs_per_task) {
-  const PromptWorkspace w = workspace_of(g, n, step.exact, g.tensor(n.workspace).data + l.w.bytes);
+  const MoePromptWorkspace w = moe_prompt_workspace(g, n, step.exact, g.tensor(n.workspace).data + l.w.bytes);
   const int64_t networks = l.networks(), blocks = ceil_div(l.pairs(l.live.most), kSortPairs);
   if (networks == 0) return;
   const int threads = int(std::min<int64_t>(round_up(networks, kWarp), 1024));
@@ -246,10 +202,10 @@ void sort_pairs(const Graph& g, const Node& n, const Step& step, const MoeLayer&
 }
 
 void tiled_experts(const Graph& g, const Node& n, const Step& step, const MoeLayer& l) {
-  const PromptWorkspace w = workspace_of(g, n, step.exact, g.tensor(n.workspace).data + l.w.bytes);
-  const auto [up, down] = types_of(g.experts[std::get<MoeParams>(n.params).experts]);
+  const MoePromptWorkspace w = moe_prompt_workspace(g, n, step.exact, g.tensor(n.workspace).data + l.w.bytes);
+  const auto [up, down] = types_of(experts_of(g, n));
   const int64_t pairs = l.pairs(l.live.most), networks = l.networks(),
-                tasks = networks == 0 ? 0 : pairs / kTaskPairs + std::min(pairs, networks);
+                tasks = most_tasks(pairs, networks, kTaskPairs);
   launch(round_input_kernel, {l.live.most, ceil_div(w.x.groups, kTileWarps)}, kTileThreads, 0, step.stream, l,
          w.x);
   if (up == DType::F8_E4M3)

@@ -54,25 +54,11 @@ void launch_products(const Matrix& w, const RoundedRows& x, const Vector& bias, 
     launch_product<Tile<kType, 2, kType == DType::F8_E4M3 ? 6 : 4>>(w, x, bias, y, live, step);
 }
 
-RoundedRows rounded_of(const Graph& g, const Node& n, Carver* carve) {
-  const Tensor &x = g.tensor(n.in[0]), &w = g.tensor(n.in[1]);
-  return carve_rounded(
-      carve, x.shape[0], x.shape[1],
-      std::get<LinearParams>(n.params).rounding != Rounding::None && w.dtype == DType::F8_E4M3);
-}
-
 }  // namespace
 
 bool takes_tiles(const Graph& g, const Node& n, const Step& step) {
   return step.phase == kPrompt && !step.exact && !std::get<LinearParams>(n.params).f32 &&
          fits_tiles(matrix_of(g.tensor(n.in[1])));
-}
-
-int64_t tiled_linear_workspace(const Graph& g, const Node& n, bool exact) {
-  if (exact || std::get<LinearParams>(n.params).f32 || !held_by_bf16(g.tensor(n.in[1]).dtype)) return 0;
-  Carver carve(nullptr);
-  rounded_of(g, n, &carve);
-  return carve.used();
 }
 
 void tiled_linear(const Graph& g, const Node& n, const Step& step) {
@@ -81,7 +67,7 @@ void tiled_linear(const Graph& g, const Node& n, const Step& step) {
   const Vector bias = n.in[2] ? vector_of(g.tensor(n.in[2])) : Vector{};
   const Live live = live_rows(g, n, n.in[0], step);
   Carver carve(g.tensor(n.workspace).data);
-  const RoundedRows rounded = rounded_of(g, n, &carve);
+  const RoundedRows rounded = rounded_of_linear(g, n, &carve);
   launch(round_kernel, {live.most, ceil_div(rounded.groups, kTileWarps)}, kTileThreads, 0, step.stream,
          std::get<LinearParams>(n.params).rounding, x, rounded, live);
   if (w.dtype == DType::F8_E4M3)

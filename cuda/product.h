@@ -9,13 +9,11 @@ namespace lite::cuda {
 // ---- linear (product.cu)
 
 bool takes_tiles(const Graph& g, const Node& n, const Step& step);
-int64_t tiled_linear_workspace(const Graph& g, const Node& n, bool exact);
 void tiled_linear(const Graph& g, const Node& n, const Step& step);
 
 // ---- moe_ffn (moe_prompt.cu); what is theirs of the workspace lies behind MoeWorkspace
 
 bool takes_tiles(const ExpertSet& set, const Step& step);
-int64_t prompt_experts_workspace(const Graph& g, const Node& n, bool exact);
 
 constexpr int kTaskPairs = 64;  // most of a task of tiled_experts()
 // Sorts the pairs of a prompt, in exact mode too, into tasks of up to so many.

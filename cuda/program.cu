@@ -1,6 +1,7 @@
 #include "cuda/program.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cuda/stages/attention.h"
 #include "cuda/stages/experts.h"
@@ -22,6 +23,7 @@ struct Level {
   int32_t first, end;  // entries
   int32_t blocks;      // of all
 };
+static_assert(sizeof(Level) <= 16 && sizeof(Level) + sizeof(Entry) + kArgumentBytes <= kStageBytes);
 
 template <class S, int kTokens>
 __device__ void run_stage(const std::byte* arguments, BlockOf<kTokens> at) {
@@ -88,15 +90,17 @@ Range range_of(const Tensor& t) {
 
 }  // namespace
 
-Access access_of(const Graph& g, const Node& n) {
+Access access_of(const Graph& g, std::span<const Node> nodes) {
   Access access;
   const auto add = [&](std::vector<Range>* to, Var v) {
     if (v && g.storages[g.value(v).storage].kind != lite::Kind::Weight) to->push_back(range_of(g.tensor(v)));
   };
-  add(&access.reads, n.counts);
-  for (const Var v : n.in) add(&access.reads, v);
-  for (const Var v : n.out) add(&access.writes, v);
-  add(&access.writes, n.workspace);
+  for (const Node& n : nodes) {
+    add(&access.reads, n.counts);
+    for (const Var v : n.in) add(&access.reads, v);
+    for (const Var v : n.out) add(&access.writes, v);
+    add(&access.writes, n.workspace);
+  }
   return access;
 }
 
@@ -119,23 +123,14 @@ void Program::add(StageKind kind, const void* stage, size_t bytes, const Grid& g
   const size_t level = size_t(levels_.next());
   if (stages_.size() <= level) stages_.resize(level + 1);
   stages_[level].push_back({kind, grid.x, grid.y, grid.z, int64_t(arguments_.size())});
-  const auto* from = static_cast<const std::byte*>(stage);
-  arguments_.insert(arguments_.end(), from, from + bytes);
-  arguments_.resize(size_t(round_up(int64_t(arguments_.size()), 16)));
+  arguments_.resize(arguments_.size() + size_t(kArgumentBytes));
+  std::memcpy(arguments_.data() + stages_[level].back().arguments, stage, bytes);
   shared_ = std::max(shared_, shared);
 }
 
-// Its memory: levels, entries, arguments.
-int64_t Program::entries_at() const {
-  return round_up(int64_t(stages_.size() * sizeof(Level)), 16);
-}
-int64_t Program::arguments_at() const {
-  int64_t entries = 0;
-  for (const auto& stages : stages_) entries += int64_t(stages.size());
-  return round_up(entries_at() + entries * int64_t(sizeof(Entry)), 16);
-}
-
-Result<Buffer> Program::upload(int device) const {
+Status Program::upload(int device, std::byte* memory, int64_t room) const {
+  if (stages() * kStageBytes > room)
+    return internal_error("a program of ", stages(), " stages has room for ", room / kStageBytes);
   std::vector<std::byte> image(size_t(arguments_at()) + arguments_.size());
   auto* level = reinterpret_cast<Level*>(image.data());
   auto* const entries = reinterpret_cast<Entry*>(image.data() + entries_at());
@@ -147,9 +142,7 @@ Result<Buffer> Program::upload(int device) const {
     *level++ = {first, n, int32_t(blocks_of(stages))};
   }
   std::copy(arguments_.begin(), arguments_.end(), image.begin() + arguments_at());
-  LITE_ASSIGN(Buffer memory, allocate(device, int64_t(image.size())));
-  LITE_TRY(copy(device, memory.get(), image.data(), int64_t(image.size())));
-  return Result<Buffer>(std::move(memory));
+  return copy(device, memory, image.data(), int64_t(image.size()));
 }
 
 void Program::launch(Stream& stream, const std::byte* memory) const {

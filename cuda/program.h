@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
+#include "cuda/plan/sizes.h"
 #include "cuda/runtime.h"
 #include "ggml-lite/graph.h"
 
@@ -20,7 +22,7 @@ struct Range {
 struct Access {
   std::vector<Range> reads, writes;
 };
-Access access_of(const Graph& g, const Node& n);
+Access access_of(const Graph& g, std::span<const Node> nodes);
 
 // Finds the earliest level of every stage. A node's stages come one after the other, and after those of earlier nodes that
 // write what it reads or writes, or read what it writes.
@@ -41,29 +43,32 @@ class Program {
  public:
   explicit Program(int64_t tokens) : tokens_(tokens) {}  // for steps of at most so many
 
-  // The stages that follow are the node's.
-  void begin(const Graph& g, const Node& n) { levels_.begin(access_of(g, n)); }
+  // The stages that follow are these nodes'.
+  void begin(const Graph& g, std::span<const Node> nodes) { levels_.begin(access_of(g, nodes)); }
   template <class S>
   void add(const S& stage, const Grid& grid, int64_t shared = 0) {
+    static_assert(sizeof stage <= kArgumentBytes);
     add(S::kKind, &stage, sizeof stage, grid, shared);
   }
 
-  // Its memory on a device, which must outlive what has been launched.
-  Result<Buffer> upload(int device) const;
+  // Copies it to memory of a device that has `room` (most_stages), and must outlive what has been launched.
+  Status upload(int device, std::byte* memory, int64_t room) const;
   void launch(Stream& stream, const std::byte* memory) const;
 
  private:
   struct Stage {
     StageKind kind;
     int64_t x, y, z;
-    int64_t arguments;  // where they begin
+    int64_t arguments;  // where they begin, in bytes from those of the first
 
     int64_t blocks() const { return x * y * z; }
   };
   void add(StageKind kind, const void* stage, size_t bytes, const Grid& grid, int64_t shared);
   static int64_t blocks_of(const std::vector<Stage>& stages);
-  int64_t entries_at() const;
-  int64_t arguments_at() const;
+  // Its memory: levels, entries, arguments, with room for as many levels as stages.
+  int64_t stages() const { return int64_t(arguments_.size()) / kArgumentBytes; }
+  int64_t entries_at() const { return stages() * 16; }
+  int64_t arguments_at() const { return stages() * (kStageBytes - kArgumentBytes); }
 
   int64_t tokens_;
   Levels levels_;

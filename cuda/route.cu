@@ -13,22 +13,17 @@ Route stage_of(const Graph& g, const Node& n, const Live& live) {
   stage.ids = values_of<int32_t>(g.tensor(n.out[0]));
   stage.weights = values_of<float>(g.tensor(n.out[1]));
   stage.live = live;
-  stage.tokens_of_block = int(std::min<int64_t>(kStageWarps, kSharedBytes / stage.bytes_of_token()));
+  stage.token_bytes = int(route_bytes(stage.logits.n, stage.p));
+  stage.tokens_of_block = int(std::min<int64_t>(kStageWarps, kSharedBytes / stage.token_bytes));
   return stage;
 }
 
 }  // namespace
 
-Status check_route(const Graph& g, const Node& n) {
-  if (stage_of(g, n, {}).tokens_of_block > 0) return {};
-  return unsupported("route on a GPU: the scores of ", g.tensor(n.in[0]).shape[1], " experts do not fit the ",
-                     kSharedBytes, " bytes that a block shares");
-}
-
 void route(const Graph& g, const Node& n, const Step& step) {
   const Route stage = stage_of(g, n, live_rows(g, n, n.in[0], step));
   const int64_t tokens = std::min<int64_t>(stage.tokens_of_block, stage.live.most);
-  give(step, stage, {ceil_div(stage.live.most, stage.tokens_of_block)}, tokens * stage.bytes_of_token());
+  give(step, stage, {ceil_div(stage.live.most, stage.tokens_of_block)}, tokens * stage.token_bytes);
 }
 
 }  // namespace lite::cuda

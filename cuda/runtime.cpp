@@ -28,7 +28,7 @@ Status finish(int device) {
 
 }  // namespace
 
-Result<DeviceInfo> device_info(int device) {
+Result<int> device_count() {
   int count = 0;
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
     int driver = 0;
@@ -38,6 +38,11 @@ Result<DeviceInfo> device_info(int device) {
                       driver / 1000, ".", driver % 1000 / 10, " (0.0: there is none), this program for CUDA ",
                       CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10));
   }
+  return count;
+}
+
+Result<DeviceInfo> device_info(int device) {
+  LITE_ASSIGN(const int count, device_count());
   if (device < 0 || device >= count)
     return not_found("GPU ", device, ": this machine has ", count, ", numbered from 0");
   cudaDeviceProp properties;
@@ -120,6 +125,21 @@ Result<Recording> Stream::end_recording() {
     cudaSetDevice(device);
     cudaGraphExecDestroy(cudaGraphExec_t(g));
   });
+}
+
+Result<Mark> Stream::mark() {
+  cudaEvent_t event = nullptr;
+  LITE_TRY(on_device(device_, "mark a stream",
+                     [&] { return cudaEventCreateWithFlags(&event, cudaEventDisableTiming); }));
+  Mark mark(event, [](void* e) { cudaEventDestroy(cudaEvent_t(e)); });
+  LITE_TRY(
+      on_device(device_, "mark a stream", [&] { return cudaEventRecord(event, cudaStream_t(handle())); }));
+  return mark;
+}
+
+Status Stream::await(const Mark& mark) {
+  return on_device(device_, "wait for a stream",
+                   [&] { return cudaStreamWaitEvent(cudaStream_t(handle()), cudaEvent_t(mark.get())); });
 }
 
 Status Stream::replay(const Recording& recording) {

@@ -16,7 +16,9 @@ struct DeviceInfo {
   int64_t memory = 0;        // bytes
 };
 
-// Device: there is no GPU, or its driver cannot be used; with the driver's reason. NotFound: not that many GPUs.
+// How many GPUs there are. Device: none, or their driver cannot be used; with the driver's reason.
+Result<int> device_count();
+// Errors: those, and NotFound: not that many.
 Result<DeviceInfo> device_info(int device);
 
 Result<Buffer> allocate(int device, int64_t bytes);  // zeroed; OutOfMemory with the bytes free
@@ -27,6 +29,8 @@ Status copy(int device, std::byte* to, const std::byte* from, int64_t bytes);
 
 // What has been recorded on a stream, ready to be run any number of times.
 using Recording = std::shared_ptr<void>;
+// How far a stream has come.
+using Mark = std::shared_ptr<void>;
 
 // Work of one device, done in the order in which it was given. launch() of device.h adds kernels.
 class Stream {
@@ -36,6 +40,11 @@ class Stream {
   // Between the two, what is given to the stream is recorded instead of run.
   Status begin_recording();
   Result<Recording> end_recording();
+
+  // What is given to this stream from now on begins when all has been done that the other was given so far. While the other
+  // records, this one records with it; at the end the first must have waited for it.
+  Status await(const Mark& mark);
+  Result<Mark> mark();
 
   Status replay(const Recording& recording);  // returns at once
   // Either side may be this device's memory or pinned memory of the host; both must stay until it is done. Returns at once.

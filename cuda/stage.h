@@ -8,8 +8,6 @@
 
 namespace lite::cuda {
 
-constexpr int kStageThreads = 256, kStageWarps = kStageThreads / kWarp;
-
 // A block's place in its stage's grid.
 struct Block {
   int x, y, z;

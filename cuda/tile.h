@@ -7,32 +7,14 @@
 #pragma once
 
 #include "cuda/matrix.h"
-#include "ggml-lite/carver.h"
 
 namespace lite::cuda {
 
 constexpr int kTileThreads = 256, kTileWarps = kTileThreads / kWarp;
-constexpr int kChunk = 64;           // columns of a chunk
+constexpr int kChunk = kTileChunk;   // columns of a chunk
 constexpr int kWarpRows = 64;        // rows of activations of one warp
 constexpr int kRowFragments = 4;     // of 16
 constexpr int64_t kGroupCols = 128;  // columns within which no scale changes
-
-// Rows of activations as tiles take them.
-struct RoundedRows {
-  uint16_t* data;  // bf16 [rows, stride], zeros from a row's end to the next whole chunk
-  float* factor;   // [rows, groups] of kRoundGroup values each, or null: all are 1
-  int64_t stride, groups;
-};
-
-// Room for them in a workspace; to_f8: rounded to e4m3 (Rounding), else only to bf16.
-inline RoundedRows carve_rounded(Carver* carve, int64_t rows, int64_t n, bool to_f8) {
-  RoundedRows r = {};
-  r.stride = round_up(n, kChunk);
-  r.groups = ceil_div(n, kRoundGroup);
-  r.data = carve->take<uint16_t>(rows * r.stride);
-  r.factor = to_f8 ? carve->take<float>(rows * r.groups) : nullptr;
-  return r;
-}
 
 // By a whole warp: 128 values beginning at `first` of a row of n, or what is left of it and the zeros behind it. With factors
 // the values are those of e4m3 codes.
@@ -49,9 +31,6 @@ __device__ inline void round_row(Rounding rounding, const float* from, int64_t n
 
 // What tiles can be made of. Of other weights bf16 does not hold every value, or their pieces of 16 bytes lie elsewhere, or
 // their scales change elsewhere than every 128 columns: those products stay f32 (linear.cu, moe.cu).
-inline bool held_by_bf16(DType dtype) {
-  return dtype == DType::F8_E4M3 || dtype == DType::BF16;
-}
 inline bool fits_tiles(const Matrix& m) {
   return held_by_bf16(m.dtype) && m.wide && m.cols * size_of(m.dtype) % 16 == 0 &&
          (!m.scale || (m.block_cols % kGroupCols == 0 && m.col0 % kGroupCols == 0));

@@ -23,7 +23,13 @@ using Buffer = std::unique_ptr<std::byte, std::function<void(std::byte*)>>;
 struct Segment {
   int device;
   int32_t first_node, n_nodes;
-  std::vector<int32_t> after;  // earlier segments, of other devices, that must be done before this one begins
+  std::vector<int32_t>
+      after;  // earlier segments that must be done before this one begins: those of other lanes
+  // The device does it beside its other work: it copies what the host has staged. Segments of one device and lane follow each
+  // other; beside them others may run.
+  bool aside = false;
+
+  int lane() const { return 2 * device + (aside ? 1 : 0); }
 };
 
 struct Plan;
@@ -56,6 +62,13 @@ class Backend {
   }
   // Unsupported if this backend cannot run the node as it is (a type, a shape).
   virtual Status check(const Graph& graph, const Node& node) const = 0;
+  // Whether it may make the node and the next one, which is its own too, at once: what the one reads and the other writes must
+  // then not share memory.
+  virtual bool joins_next(const Graph&, int32_t /*node*/) const { return false; }
+  // Memory of this device that prepare() takes.
+  virtual int64_t recording_bytes(const Graph&, const Plan&, int /*device*/, std::span<const Phase>) const {
+    return 0;
+  }
   // Scratch that running the node takes.
   virtual int64_t workspace_bytes(const Graph& graph, const Node& node) const = 0;
 

@@ -22,78 +22,110 @@ bool copies_input(const Graph& g, const Node& n) {
   return n.op == Op::Copy && g.storages[g.value(n.in[0]).storage].kind == Kind::Input;
 }
 
+// By node: whether it copies what the host has staged, to another device or, so that the host knows, back.
+std::vector<bool> nodes_aside(const Graph& g) {
+  std::vector<bool> staged(g.storages.size(), false), aside;
+  for (const Node& n : g.nodes) {
+    aside.push_back(n.op == Op::Copy && n.device != 0 && staged[g.value(n.in[0]).storage]);
+    if (n.op == Op::Stage || aside.back()) staged[g.value(n.out[0]).storage] = true;
+  }
+  return aside;
+}
+
 std::vector<Segment> make_segments(const Graph& g) {
+  const std::vector<bool> aside = nodes_aside(g);
   std::vector<Segment> segments;
   std::vector<int32_t> written_by(g.storages.size(), -1);  // segment that last wrote a storage
   for (size_t i = 0; i < g.nodes.size(); ++i) {
     const Node& n = g.nodes[i];
     // Copies for another device end a segment: that device need not wait for what comes after them.
     const bool sent = i > 0 && sends(g, g.nodes[i - 1]) && !sends(g, n);
-    if (segments.empty() || segments.back().device != n.device || sent)
-      segments.push_back({n.device, int32_t(i), 0, {}});
+    if (segments.empty() || segments.back().device != n.device || segments.back().aside != aside[i] || sent) {
+      segments.push_back({n.device, int32_t(i), 0, {}, aside[i]});
+      // What it brings may lie where the device's work before it had something.
+      for (size_t s = segments.size() - 1; aside[i] && s-- > 0;)
+        if (segments[s].device == n.device && !segments[s].aside) {
+          segments.back().after.push_back(int32_t(s));
+          break;
+        }
+    }
     Segment& segment = segments.back();
     ++segment.n_nodes;
     for (const Var v : n.in) {
       const int32_t writer = v ? written_by[g.value(v).storage] : -1;
-      if (writer >= 0 && segments[writer].device != n.device) segment.after.push_back(writer);
+      if (writer >= 0 && segments[writer].lane() != segment.lane()) segment.after.push_back(writer);
     }
     for (const Var v : n.out) written_by[g.value(v).storage] = int32_t(segments.size()) - 1;
   }
   return segments;
 }
 
-// What is done when a segment begins: by device the last segment, -1: none.
+// What is done when a segment begins: by lane the last segment, -1: none.
 using Past = std::vector<std::vector<int32_t>>;
 
-// Segments of one device follow each other; so a segment needs to wait only for what its device does not know to be done.
-Past drop_known_waits(std::vector<Segment>* segments, size_t devices) {
+// Segments of one lane follow each other; so a segment needs to wait only for what its lane does not know to be done.
+Past drop_known_waits(std::vector<Segment>* segments, size_t lanes) {
   Past past;
-  std::vector<int32_t> given(devices, -1);  // last segment of a device
+  std::vector<int32_t> given(lanes, -1);  // last segment of a lane
   for (size_t s = 0; s < segments->size(); ++s) {
     Segment& segment = (*segments)[s];
-    const int32_t before = given[segment.device];
-    std::vector<int32_t> done = before < 0 ? std::vector<int32_t>(devices, -1) : past[before];
-    done[segment.device] = before;
+    const int32_t before = given[segment.lane()];
+    std::vector<int32_t> done = before < 0 ? std::vector<int32_t>(lanes, -1) : past[before];
+    done[segment.lane()] = before;
     std::sort(segment.after.begin(), segment.after.end(), std::greater<>());  // the later know more
     std::erase_if(segment.after, [&](int32_t needed) {
-      int32_t& last = done[(*segments)[needed].device];
+      int32_t& last = done[(*segments)[needed].lane()];
       if (last >= needed) return true;
-      for (size_t device = 0; device < devices; ++device)
-        done[device] = std::max(done[device], past[needed][device]);
+      for (size_t lane = 0; lane < lanes; ++lane) done[lane] = std::max(done[lane], past[needed][lane]);
       last = needed;
       return false;
     });
     past.push_back(std::move(done));
-    given[segment.device] = int32_t(s);
+    given[segment.lane()] = int32_t(s);
   }
   return past;
 }
 
-// The nodes that touch a storage: all of them, and those that one device runs.
+// By node: the segment that it is in.
+std::vector<int32_t> segments_of(const Graph& g, const std::vector<Segment>& segments) {
+  std::vector<int32_t> of(g.nodes.size());
+  for (size_t s = 0; s < segments.size(); ++s)
+    std::fill_n(of.begin() + segments[s].first_node, segments[s].n_nodes, int32_t(s));
+  return of;
+}
+
+// The nodes that touch a storage: all of them, and those of one lane.
 struct Lifetime {
   struct Use {
-    int device;
+    int lane;
     int64_t first, last;
   };
   int64_t first = -1, last = -1;  // -1: never used
   std::vector<Use> uses;
 };
 
-std::vector<Lifetime> lifetimes(const Graph& g) {
+std::vector<Lifetime> lifetimes(const Graph& g, const std::vector<Segment>& segments,
+                                std::span<Backend* const> backends) {
+  const std::vector<int32_t> segment_of = segments_of(g, segments);
   std::vector<Lifetime> life(g.storages.size());
+  bool joined = false;  // the node before, with this one
   for (int64_t i = 0; i < int64_t(g.nodes.size()); ++i) {
     const Node& n = g.nodes[i];
+    const int lane = segments[segment_of[i]].lane();
+    const bool joins = backends[n.device]->joins_next(g, int32_t(i));
+    const int64_t first = i - (joined ? 1 : 0), last = i + (joins ? 1 : 0);
+    joined = joins;
     const auto touch = [&](Var v) {
       if (!v) return;
       Lifetime& l = life[g.value(v).storage];
-      if (l.first < 0) l.first = i;
-      l.last = i;
+      if (l.first < 0) l.first = first;
+      l.last = last;
       for (Lifetime::Use& use : l.uses)
-        if (use.device == n.device) {
-          use.last = i;
+        if (use.lane == lane) {
+          use.last = last;
           return;
         }
-      l.uses.push_back({n.device, i, i});
+      l.uses.push_back({lane, first, last});
     };
     for (const Var v : n.in) touch(v);
     for (const Var v : n.out) touch(v);
@@ -114,10 +146,7 @@ std::vector<Lifetime> lifetimes(const Graph& g) {
 class Order {
  public:
   Order(const Graph& g, const std::vector<Segment>& segments, const Past& past)
-      : past_(past), segment_of_(g.nodes.size()) {
-    for (size_t s = 0; s < segments.size(); ++s)
-      std::fill_n(segment_of_.begin() + segments[s].first_node, segments[s].n_nodes, int32_t(s));
-  }
+      : past_(past), segment_of_(segments_of(g, segments)) {}
 
   bool apart(const Lifetime& a, const Lifetime& b) const {
     return (a.last < b.first && is_before(a, b)) || (b.last < a.first && is_before(b, a));
@@ -128,8 +157,7 @@ class Order {
   bool is_before(const Lifetime& a, const Lifetime& b) const {
     for (const Lifetime::Use& early : a.uses)
       for (const Lifetime::Use& late : b.uses)
-        if (early.device != late.device &&
-            past_[segment_of_[late.first]][early.device] < segment_of_[early.last])
+        if (early.lane != late.lane && past_[segment_of_[late.first]][early.lane] < segment_of_[early.last])
           return false;
     return true;
   }
@@ -190,12 +218,15 @@ Result<Plan> make_plan(Graph* g, std::span<Backend* const> backends) {
     }
   }
   plan.segments = make_segments(*g);
-  const Past past = drop_known_waits(&plan.segments, backends.size());
-  for (const Segment& segment : plan.segments) plan.crossings += int64_t(segment.after.size());
+  const Past past = drop_known_waits(&plan.segments, 2 * backends.size());
+  for (const Segment& segment : plan.segments)
+    plan.crossings += std::count_if(segment.after.begin(), segment.after.end(), [&](int32_t needed) {
+      return plan.segments[needed].device != segment.device;
+    });
   if (plan.crossings)
     plan.finished = add(Kind::Input, 0, Tensor::of(DType::I32, {int64_t(plan.segments.size())}));
   plan.offset.assign(g->storages.size(), 0);
-  const std::vector<Lifetime> life = lifetimes(*g);
+  const std::vector<Lifetime> life = lifetimes(*g, plan.segments, backends);
   const Order ordered(*g, plan.segments, past);
   for (size_t device = 0; device < backends.size(); ++device) {
     LITE_ASSIGN(const int64_t arena, place(*g, int(device), life, ordered, &plan.offset));

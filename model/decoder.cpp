@@ -11,6 +11,7 @@ using lite::str;
 using lite::Var;
 
 Status Decoder::main() {
+  make_groups();
   place(-1, Role::Embed);
   Var x = b.embed(weight("model.embed_tokens.weight"), in.ids);  // [T, d]
   if (o.keep_hidden) keep("hidden.0", x);
@@ -77,9 +78,8 @@ Var Decoder::experts(int i, Var h) {
     set.has_shared = true;
     set.shared = swiglu(p + "shared_experts.");
   }
-  const int router = o.placement.device(i, Role::Router), streams_to = !o.streamed ? 0 : router ? router : 1;
   const auto held_by = [&](int e, int device) {
-    return o.placement.expert_device(i, e) == device && (device != 0 || !streams_to);
+    return o.placement.expert_device(i, e) == device && (device != 0 || !o.streamed);
   };
   for (int e = 0; e < int(l.n_routed_experts); ++e)
     if (const int device = o.placement.expert_device(i, e); held_by(e, device))
@@ -93,29 +93,44 @@ Var Decoder::experts(int i, Var h) {
     b.set_device(device);
     parts.push_back(b.moe_ffn(h, ids, weights, std::move(set), o.rounding));
   }
-  if (streams_to) streamed_experts(i, streams_to, h, ids, weights, &parts);
+  streamed_experts(i, h, ids, weights, &parts);
   place(i, Role::Router);
   Var y = parts[0];
   for (size_t k = 1; k < parts.size(); ++k) y = b.add(y, parts[k]);
   return y;
 }
 
-void Decoder::streamed_experts(int i, int device, Var h, Var ids, Var weights, std::vector<Var>* parts) {
-  const int n = int(c.layers[i].n_routed_experts);
-  for (int e = 0; e < n;) {
-    lite::ExpertSet set;
-    set.slot_of_expert.assign(size_t(n), -1);
-    // At least one, then as many as there is room for.
-    for (; e < n && (set.slots.empty() || lite::staged_bytes(set) < o.streamed); ++e) {
-      if (o.placement.expert_device(i, e) != 0) continue;
-      set.slot_of_expert[size_t(e)] = int32_t(set.slots.size());
-      set.slots.push_back(swiglu(str(name(i, "mlp.experts."), e, ".")));
-    }
-    if (set.slots.empty()) return;
-    const Var staged = b.stage(set, device);
-    b.set_device(device);
-    parts->push_back(b.moe_ffn(h, ids, weights, std::move(set), o.rounding, staged));
+// The next group is on its way while this one is computed, also from one layer to the next.
+void Decoder::streamed_experts(int i, Var h, Var ids, Var weights, std::vector<Var>* parts) {
+  for (; !groups_.empty() && groups_.front().layer == i; groups_.pop_front()) {
+    for (size_t next = 0; next < std::min<size_t>(2, groups_.size()); ++next)
+      if (Group& g = groups_[next]; !g.staged) g.staged = b.stage(g.set, brought_to(g.layer));
+    b.set_device(brought_to(i));
+    parts->push_back(
+        b.moe_ffn(h, ids, weights, std::move(groups_.front().set), o.rounding, groups_.front().staged));
   }
+}
+
+void Decoder::make_groups() {
+  for (int i = 0; o.streamed && i < int(c.num_hidden_layers); ++i) {
+    const int n = int(c.layers[i].n_routed_experts);
+    for (int e = 0; e < n;) {
+      Group group = {i, {}, {}};
+      group.set.slot_of_expert.assign(size_t(n), -1);
+      // At least one, then as many as there is room for.
+      for (; e < n && (group.set.slots.empty() || lite::staged_bytes(group.set) < o.streamed); ++e) {
+        if (o.placement.expert_device(i, e) != 0) continue;
+        group.set.slot_of_expert[size_t(e)] = int32_t(group.set.slots.size());
+        group.set.slots.push_back(swiglu(str(name(i, "mlp.experts."), e, ".")));
+      }
+      if (!group.set.slots.empty()) groups_.push_back(std::move(group));
+    }
+  }
+}
+
+// The router's GPU, or else the first.
+int Decoder::brought_to(int i) const {
+  return std::max(1, o.placement.device(i, Role::Router));
 }
 
 void Decoder::head(Var x, const std::string& matrix, Var bias) {

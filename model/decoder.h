@@ -2,6 +2,7 @@
 // architecture's builder (deepseek.cpp, gqa.cpp) adds its attention and its router.
 #pragma once
 
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -32,8 +33,10 @@ class Decoder {
   Var block(int i, Var x);  // h + Attn(norm h), then h + FFN(norm h)
   Var dense(int i, Var h);
   Var experts(int i, Var h);
-  // What the host's experts of layer i add, computed on `device`, group by group.
-  void streamed_experts(int i, int device, Var h, Var ids, Var weights, std::vector<Var>* parts);
+  // What the host's experts of layer i add, computed on a GPU, group by group.
+  void streamed_experts(int i, Var h, Var ids, Var weights, std::vector<Var>* parts);
+  void make_groups();
+  int brought_to(int layer) const;
   void head(Var x, const std::string& matrix, Var bias = Var::none());  // [R, d] -> logits [R, output_size]
 
   lite::FfnWeights swiglu(const std::string& prefix);
@@ -57,6 +60,15 @@ class Decoder {
   StepGraph& out_;
   lite::Builder b;
   lite::StepInputs in;
+
+ private:
+  // Of the host's experts, brought to a GPU together; those that are still to come, in order.
+  struct Group {
+    int layer;
+    lite::ExpertSet set;
+    Var staged;
+  };
+  std::deque<Group> groups_;
 };
 
 }  // namespace dsv3

@@ -134,6 +134,17 @@ int64_t Session::stream_bytes(const lite::Stream& s) const {
   return sequences_.pool_rows() * s.width * lite::size_of(s.dtype);
 }
 
+// Calls use(program, phases) for every step that choose_program() may ask for.
+template <class Use>
+void Session::for_each_program(const Use& use) const {
+  static constexpr lite::Phase kPhases[] = {lite::kPrompt, lite::kDecode};
+  for (const Program& p : mains_) {
+    const bool prompts_only = p.streamed || (!options_.attention && p.attention == AttentionForm::Expanded);
+    use(p, std::span(kPhases).first(prompts_only ? 1 : 2));
+  }
+  if (options_.mtp) use(mtp_, std::span(kPhases));
+}
+
 std::vector<MemoryUse> Session::memory(const Placement& placement, const Parts& parts) const {
   std::vector<MemoryUse> use(backends_.size());
   const std::vector<int64_t> weights = weight_bytes(model_, parts, placement, options_.mtp, int(use.size()));
@@ -145,6 +156,10 @@ std::vector<MemoryUse> Session::memory(const Placement& placement, const Parts& 
     int64_t largest = 0;
     for (const Program& p : mains_) largest = std::max(largest, p.plan.arena_bytes[device]);
     use[device].activations += largest + (options_.mtp ? mtp_.plan.arena_bytes[device] : 0);
+    for_each_program([&](const Program& p, std::span<const lite::Phase> phases) {
+      use[device].activations +=
+          backends_[device]->recording_bytes(p.step.graph, p.plan, int(device), phases);
+    });
     use[device].weights = weights[device];
     if (device > 0 && use[device].total() > 0) use[device].other = kDriverEstimate;
   }
@@ -224,14 +239,12 @@ Result<std::vector<lite::Buffer>> Session::bind(std::span<Program* const> progra
   return arenas;
 }
 
-// Every step that choose_program() may ask for.
 Status Session::prepare() {
-  static constexpr lite::Phase kPhases[] = {lite::kPrompt, lite::kDecode};
-  for (const Program& p : mains_) {
-    const bool prompts_only = p.streamed || (!options_.attention && p.attention == AttentionForm::Expanded);
-    LITE_TRY(lite::prepare(p.step.graph, p.plan, backends_, std::span(kPhases).first(prompts_only ? 1 : 2)));
-  }
-  return options_.mtp ? lite::prepare(mtp_.step.graph, mtp_.plan, backends_, kPhases) : Status();
+  Status status;
+  for_each_program([&](const Program& p, std::span<const lite::Phase> phases) {
+    if (status.ok()) status = lite::prepare(p.step.graph, p.plan, backends_, phases);
+  });
+  return status;
 }
 
 // ---- evaluation -------------------------------------------------------------------------------------------

@@ -153,6 +153,8 @@ class Session {
   Program& choose_program(int64_t tokens);
   AttentionForm choose_attention() const;
   Status prepare();
+  template <class Use>
+  void for_each_program(const Use& use) const;
   Status check(const Batch& batch);
   Status check_routing(const Batch& batch) const;
   Status run_pass(const Batch& batch, int32_t first, int32_t n);

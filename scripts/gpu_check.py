@@ -116,6 +116,15 @@ def sanitizer(report, programs, demo):
         report.run(tool, ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *run, "-n", str(tokens)], 60, last)
 
 
+def many_nodes(report, programs, model):
+    """A step is one recording, and waits in the middle for the host: giving it to the driver must not block, however many nodes it
+    has. In a prompt of 27 layers with their experts on the host it has thousands; the more when they are brought in groups."""
+    for stream_from in (0, 1):
+        report.run(f"a divided prompt of many nodes, --stream-from {stream_from}",
+                   ["timeout", "-s", "KILL", 60, programs / "dsv3", "bench", model, "--backend", "cuda", "--repeat", 1, "--prompt", 512,
+                    "--generate", 2, "--place", "routed_experts=cpu", "--stream-from", stream_from], 90, table)
+
+
 def speed(report, programs, folder):
     report.write("", "## Kernels", "")
     report.run("bench-kernels", [programs / "bench-kernels", "--gpu", 0, "--rounds", 5], 120, table, must=False)
@@ -132,6 +141,8 @@ def speed(report, programs, folder):
             for extra in bench:
                 report.run(f"{name} {' '.join(map(str, extra))}",
                            [programs / "dsv3", "bench", model, "--backend", "cuda", "--repeat", 3, *extra], 90, table, must=False)
+            if name == "deepseek-v2-lite":
+                many_nodes(report, programs, model)
         finally:
             model.unlink(missing_ok=True)
 

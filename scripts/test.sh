@@ -16,7 +16,7 @@ part "build release" make --no-print-directory release
 part "build sanitize" make --no-print-directory sanitize
 
 if command -v nvcc > /dev/null; then
-  part "build the CUDA kernels" make --no-print-directory cuda-kernels
+  part "build the CUDA kernels" make --no-print-directory cuda-kernels ARCHITECTURES="80;90"
 else
   echo "== build the CUDA kernels: SKIPPED: there is no nvcc"
 fi

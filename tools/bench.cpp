@@ -95,7 +95,8 @@ class Bench {
     dsv3_session_options options = compute.session_options();
     const int32_t deepest = *std::max_element(o_.depths.begin(), o_.depths.end());
     options.context = deepest + std::max({o_.prompt, o_.generate, 1});
-    options.max_batch_tokens = std::max(1, std::min(options.context, 2048));
+    if (compute.batch == 0) options.max_batch_tokens = 2048;
+    options.max_batch_tokens = std::max(1, std::min(options.context, options.max_batch_tokens));
     Session session = new_session(model, options);
     settings_.push_back({name, std::move(model), std::move(session)});
   }
@@ -104,6 +105,7 @@ class Bench {
     ComputeOptions compute = o_.compute;
     CLI::App parser("the other setting");
     compute.add_to(&parser);
+    compute.add_batch_to(&parser);
     try {
       parser.parse(o_.versus);
     } catch (const CLI::ParseError& e) {
@@ -289,6 +291,7 @@ void add_bench(CLI::App* program) {
   CLI::Option* csv = command->add_flag("--csv", o->csv, "comma-separated values")->excludes(json);
   command->add_flag("--markdown", o->markdown, "a Markdown table (default)")->excludes(json)->excludes(csv);
   o->compute.add_to(command);
+  o->compute.add_batch_to(command);
   command->callback([o] {
     catch_signals();
     print(*o, Bench(*o).run());

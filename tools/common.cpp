@@ -404,6 +404,16 @@ void ComputeOptions::add_session_to(CLI::App* command) {
       ->capture_default_str();
 }
 
+void ComputeOptions::add_batch_to(CLI::App* command) {
+  command
+      ->add_option(
+          "--batch", batch,
+          "most tokens of a prompt that are computed together; more take more memory, and where experts "
+          "are on the host fewer ways of these to a GPU (default: 512; bench: 2048)")
+      ->check(number(1, 1 << 20))
+      ->type_name("N");
+}
+
 dsv3_session_options ComputeOptions::session_options() const {
   dsv3_session_options options = {};
   options.struct_size = sizeof options;
@@ -418,6 +428,7 @@ dsv3_session_options ComputeOptions::session_options() const {
                                        : DSV3_GEMM_F32;
   options.gpu_memory = gpu_memory;
   if (!place.empty()) options.place = place.c_str();
+  options.max_batch_tokens = batch;
   if (stream_from) options.stream_from = *stream_from > 0 ? *stream_from : -1;
   options.kv = kv == "bf16" ? DSV3_KV_BF16 : kv == "f32" ? DSV3_KV_F32 : DSV3_KV_AUTO;
   return options;

@@ -126,10 +126,12 @@ struct ComputeOptions {
   int64_t gpu_memory = 0;  // 0: no limit
   std::string place;       // rules
   std::optional<int32_t> stream_from;
+  int32_t batch = 0;  // tokens of one pass; 0: the default
 
   void add_to(CLI::App* command);
   void add_device_to(CLI::App* command);         // without what only models of text have
   void add_session_to(CLI::App* command);        // the rest
+  void add_batch_to(CLI::App* command);          // for programs that do not cut prompts themselves
   dsv3_session_options session_options() const;  // holds no longer than this
 };
 

@@ -49,8 +49,7 @@ std::string devices_text(const json& plan) {
                "read per token", "at"});
   for (const json& d : plan["devices"])
     table.add({d["device"].get<std::string>(), memory_text(d["weights"]), memory_text(d["cache"]),
-               (d["activations_estimated"] == true ? "~" : "") + memory_text(d["activations"]),
-               memory_text(d["driver_estimate"]), memory_text(d["total"]),
+               memory_text(d["activations"]), memory_text(d["driver_estimate"]), memory_text(d["total"]),
                d.contains("memory") ? memory_text(d["memory"]) : "-",
                size_text(d["read_per_token"].get<int64_t>()),
                decimal(d["GBps"].get<double>(), 0) + " GB/s " + d["GBps_from"].get<std::string>()});
@@ -110,6 +109,7 @@ void add_plan(CLI::App* program) {
       "Show what would go where, what that takes and how fast it can be; needs no GPU, reads no weights");
   command->add_option("MODEL", o->model, "packed file, or a checkpoint's config.json")->required();
   o->compute.add_session_to(command);
+  o->compute.add_batch_to(command);
   command->add_option("--gpus", o->n_gpus, "GPUs, each with that memory (default: 1 if it is given)")
       ->check(number(1, 64))
       ->type_name("N");

@@ -224,6 +224,7 @@ void add_run(CLI::App* program) {
   command->add_flag("--ignore-eos", o->ignore_eos, "go on after end tokens");
   command->add_flag("-q,--quiet", o->quiet, "nothing on standard error but warnings and errors");
   o->compute.add_to(command);
+  o->compute.add_batch_to(command);
   command->callback([o] { run(*o); });
 }
 

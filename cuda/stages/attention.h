@@ -8,14 +8,10 @@
 
 namespace lite::cuda {
 
-constexpr int kChunk = 64;  // positions between two merges of the softmax, at fixed multiples
-constexpr int kHeads = 8;   // most heads of one block: they share the keys' rows
-constexpr int kKeys = 4;    // that a warp meets together
+constexpr int kChunk = kAttentionChunk, kHeads = kAttentionHeads;
+constexpr int kKeys = 4;  // that a warp meets together
 static_assert(kHeads == kStageWarps && kKeys * kHeads == kWarp,
               "a warp per head's softmax, a lane per score");
-// Of shared memory: rows, scores, and three floats of a head.
-constexpr int64_t kChunkBytes =
-    kChunk * int64_t(sizeof(int64_t) + kHeads * sizeof(float)) + 3 * kHeads * int64_t(sizeof(float));
 
 // A key's or a value's place: row, group, element.
 struct Cached {
@@ -42,21 +38,7 @@ struct AttentionProblem {
   Live live;
 
   __host__ __device__ int64_t n_query() const { return q.n + q_rest.n; }
-  // Rows of q and of sums in shared memory, and how many sets of sums a block has: its threads take pairs of values, and where
-  // these are fewer, turns at the positions.
-  __host__ __device__ int query_row() const { return int(n_query() + n_query() % 2); }
-  __host__ __device__ int pairs() const { return int(values.n + 1) / 2; }
-  __host__ __device__ int sets() const { return max(1, kStageThreads / pairs()); }
-  // Heads that one block takes, as many as its shared memory has room for: q and sums in f32.
-  __host__ int64_t heads_of_block() const {
-    return std::min({int64_t(kHeads), heads_per_group, (kSharedBytes - kChunkBytes) / bytes_of_head()});
-  }
-  __host__ int64_t shared_bytes() const { return kChunkBytes + heads_of_block() * bytes_of_head(); }
-
- private:
-  __host__ int64_t bytes_of_head() const {
-    return (query_row() + int64_t(sets()) * pairs() * 2) * int64_t(sizeof(float));
-  }
+  __host__ __device__ AttentionSizes sizes() const { return {n_query(), values.n}; }
 };
 
 // What token t sees: positions [from, to) of sequence s, which begins at token `first` of the step.
@@ -135,7 +117,9 @@ struct Attention {
     const Chunks chunks = chunks_of(v, at.z, parts);
     if (chunks.begin == chunks.end && at.z > 0) return;
 
-    const int nq = int(p.n_query()), nv = int(p.values.n), query_row = p.query_row(), sum_row = 2 * p.pairs();
+    const AttentionSizes sizes = p.sizes();
+    const int nq = int(p.n_query()), nv = int(p.values.n), query_row = sizes.query_row(),
+              sum_row = 2 * sizes.pairs();
     int64_t* row = shared_memory<int64_t>();                // [kChunk]
     float* score = reinterpret_cast<float*>(row + kChunk);  // [kChunk][kHeads]
     float* largest = score + kChunk * kHeads;               // [kHeads]
@@ -150,7 +134,7 @@ struct Attention {
         query[h * query_row + i] = i < p.q.n ? p.q.row(t, head0 + h)[i]
                                    : i < nq  ? p.q_rest.row(t, head0 + h)[i - p.q.n]
                                              : 0.0f;
-    for (int i = thread(); i < p.sets() * set_row; i += kStageThreads) sum[i] = 0;
+    for (int i = thread(); i < sizes.sets() * set_row; i += kStageThreads) sum[i] = 0;
     if (thread() < kHeads) largest[thread()] = -INFINITY, total[thread()] = 0;
 
     for (int64_t c = chunks.begin; c < chunks.end; ++c) {
@@ -185,7 +169,7 @@ struct Attention {
       }
       for (int j = thread(); j < nv; j += kStageThreads) {
         float all = 0;
-        for (int set = 0; set < p.sets(); ++set) all += sum[set * set_row + h * sum_row + j];
+        for (int set = 0; set < sizes.sets(); ++set) all += sum[set * set_row + h * sum_row + j];
         to[j] = partial.data ? all : all / total[h];
       }
     }
@@ -194,7 +178,7 @@ struct Attention {
   // By a warp: scores of positions [i, i + kKeys) of the chunk with every head, a lane of each.
   __device__ void make_scores(const float* query, const int64_t* row, int i, int64_t group, int heads,
                               float* score) const {
-    const int nq = int(p.n_query()), query_row = p.query_row();
+    const int nq = int(p.n_query()), query_row = p.sizes().query_row();
     const DType dtype = p.dtype;
     const bool wide = p.keys.wide;
     const uint8_t* key[kKeys];
@@ -244,7 +228,7 @@ struct Attention {
   // A pair of values is a thread's, for every sets()-th position.
   __device__ void add_values(const float* score, const int64_t* row, const float* factor, int begin, int end,
                              int64_t group, int heads, int set_row, float* sum) const {
-    const int pairs = p.pairs(), sets = p.sets();
+    const int pairs = p.sizes().pairs(), sets = p.sizes().sets();
     const DType dtype = p.dtype;
     const bool wide = p.values.wide;
     const int64_t nv = p.values.n, stride = p.values.row_stride;

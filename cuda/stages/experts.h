@@ -7,22 +7,13 @@
 
 namespace lite::cuda {
 
-// Pairs of one network that are met together.
-struct PairTask {
-  int32_t network, n;
-  int32_t pair[kTogether], token[kTogether];
-};
-
-// The pairs of a group of tokens. Shared memory: a task and a network for each of them.
+// The pairs of a group of tokens. Shared memory, behind the rings: a task and a network for each of them.
 struct PairGroup {
   int64_t first;  // pair
   int n;
   PairTask* task;    // of pair i: those of its network from itself on, or n = 0: an earlier one has it
   int32_t* network;  // -1: not held here
 
-  static int64_t shared_bytes(int64_t pairs) {
-    return pairs * int64_t(sizeof(PairTask) + sizeof(int32_t)) + 16;
-  }
   __device__ float* rest() const { return reinterpret_cast<float*>(network + (n + 3) / 4 * 4); }
 
   // By the whole block.
@@ -30,8 +21,8 @@ struct PairGroup {
     const int64_t tokens = min(int64_t(kTogether), l.live.rows() - group * kTogether);
     first = l.pairs(group * kTogether);
     n = int(max(int64_t(0), l.pairs(tokens)));
-    const int most = int(l.pairs(kTogether));
-    task = shared_memory<PairTask>();
+    const int most = int(l.pairs(min(int64_t(kTogether), l.live.most)));
+    task = behind_rings<PairTask>();
     network = reinterpret_cast<int32_t*>(task + most);
     for (int i = thread(); i < n; i += kStageThreads) network[i] = l.network_of(first + i);
     sync_block();
@@ -85,9 +76,6 @@ struct Hidden {
   MoeLayer l;
 
   __host__ __device__ int64_t rows_of_block() const { return kStageWarps / split_of(l.x.n) * kWarpRows; }
-  __host__ static int64_t shared_bytes(int64_t pairs) {
-    return PairGroup::shared_bytes(pairs) + 2 * kStageWarps * kWarpRows * kTogether * int64_t(sizeof(float));
-  }
 
   template <int kMost>
   __device__ void run(BlockOf<kMost> at) const {
@@ -140,10 +128,7 @@ struct Hidden {
 struct Down {
   static constexpr StageKind kKind = StageKind::Down;
   MoeLayer l;
-
-  __host__ static int64_t shared_bytes(int64_t pairs) {
-    return PairGroup::shared_bytes(pairs) + pairs * kStageWarps * kWarpRows * int64_t(sizeof(float));
-  }
+  Added added;
 
   template <int kMost>
   __device__ void run(BlockOf<kMost> at) const {
@@ -175,6 +160,7 @@ struct Down {
       sum += j < l.k ? l.weights.row(int64_t(at.y) * kTogether + t)[j] * value : value;
     }
     l.y.row(int64_t(at.y) * kTogether + t)[out + r] = sum;
+    added.put(int64_t(at.y) * kTogether + t, out + r, sum);
   }
 
   template <int kTokens>

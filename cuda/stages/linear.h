@@ -15,11 +15,9 @@ struct Linear {
   Vector bias;
   Values<float> y;
   Live live;
+  Added added;
 
   __host__ __device__ int64_t rows_of_block() const { return kStageWarps / split_of(w.cols) * kWarpRows; }
-  __host__ static int64_t shared_bytes() {
-    return kStageWarps * kWarpRows * kTogether * int64_t(sizeof(float));
-  }
 
   template <int kMost>
   __device__ void run(BlockOf<kMost> at) const {
@@ -32,7 +30,7 @@ struct Linear {
     constexpr int sums = kTokens * kWarpRows;
     const int split = split_of(w.cols);
     const int64_t first = int64_t(at.y) * kTogether, h = at.z, out = at.x * rows_of_block();
-    float* part = shared_memory<float>();  // [kStageWarps][sums]
+    float* part = behind_rings<float>();  // [kStageWarps][sums]
     const int64_t mine = out + warp() / split * kWarpRows;
     if (mine < head.out) {
       const int64_t row0 = h * head.rows + head.row0;
@@ -49,7 +47,9 @@ struct Linear {
     if (group >= kStageWarps / split || t >= n || i >= head.out) return;
     float sum = 0;
     for (int k = 0; k < split; ++k) sum += part[(group * split + k) * sums + thread() % sums];
-    y.row(first + t, h)[i] = sum + (bias.data ? bias.at(i) : 0.0f);
+    sum += bias.data ? bias.at(i) : 0.0f;
+    y.row(first + t, h)[i] = sum;
+    added.put(first + t, i, sum);
   }
 };
 

@@ -62,19 +62,14 @@ struct Route {
   Values<int32_t> ids;
   Values<float> weights;
   Live live;
-  int tokens_of_block;
-
-  // Of a token: scores and choices of the experts, the groups' scores, and what has been chosen.
-  __host__ __device__ int64_t bytes_of_token() const {
-    return (2 * logits.n + p.n_group + 2 * p.n_experts_per_token) * int64_t(sizeof(float));
-  }
+  int token_bytes, tokens_of_block;
 
   __device__ void run(Block at) const {
     const int64_t t = int64_t(at.x) * tokens_of_block + warp();
     if (warp() >= tokens_of_block || t >= live.rows()) return;
     const int experts = int(logits.n), k = int(p.n_experts_per_token);
     const float* x = logits.row(t);
-    float* score = shared_memory<float>() + warp() * bytes_of_token() / int64_t(sizeof(float));
+    float* score = shared_memory<float>() + warp() * (token_bytes / int(sizeof(float)));
     float* choice = score + experts;
     float* group = choice + experts;
     float* weight = group + p.n_group;

@@ -172,10 +172,10 @@ class Divided(CudaCase):
 
     def test_text(self):
         alone = self.run_demo()
-        for split in (["--gpu-memory", "520M"],
+        for split in (["--gpu-memory", "526M"],
                       ["--place", "routed_experts=cpu"],
                       ["--place", "layers 1-4 experts 3-9=cpu", "--place", "layers 2 attention=cpu", "--place", "embed=cpu"],
-                      ["--gpu-memory", "523M", "--place", "layers 3-5 experts 0-7=cuda", "--place", "head=cpu"]):
+                      ["--gpu-memory", "526M", "--place", "layers 3-5 experts 0-7=cuda", "--place", "head=cpu"]):
             with self.subTest(split=split):
                 self.assertEqual(self.run_demo("--backend", "cuda", *split), alone)
 

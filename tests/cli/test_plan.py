@@ -41,6 +41,16 @@ class Plan(Case):
         self.assertEqual(len(plan["devices"]), 9)
         self.assertEqual(self.on(plan, "routed_experts", "cpu"), [])
 
+    def test_every_build_plans_alike(self):
+        """What a GPU is asked for does not depend on whether CUDA is built in."""
+        for args in ((V3, "--gpu-memory", "24G"), (V3, "--gpu-memory", "80G", "--exact", "--gemm", "fp8", "--mtp"), (packed(DEMO), "--gpu-memory", "526M")):
+            self.assertEqual(self.plan(*args)["devices"], self.plan(*args, name="dsv3-cuda-host")["devices"])
+
+    def test_batch(self):
+        """In passes of 641 tokens on, V3's experts on the host come to the GPU, which then has room for two groups of at least half a GiB."""
+        few, many = (self.plan(V3, "--gpu-memory", "24G", "--batch", batch)["devices"][1]["activations"] for batch in (640, 641))
+        self.assertTrue(GIB < many - few < 1.2 * GIB, (few, many))
+
     def test_text(self):
         result = dsv3("plan", V3, "--gpu-memory", "24G", "--mtp", "-c", 100000, *SPEEDS)
         out = self.ok(result).decode()

@@ -2,9 +2,12 @@
 // goes on; or, between begin_recording() and end_recording(), a list.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -14,7 +17,13 @@
 
 namespace lite::cuda::host {
 
+int64_t allocated(int device);  // bytes of a GPU's memory that have been asked for so far
+
 using Work = std::function<void()>;
+
+class Queue;
+// Of every queue that records together, its work.
+using Recorded = std::map<Queue*, std::vector<Work>>;
 
 class Queue {
  public:
@@ -25,15 +34,28 @@ class Queue {
   }
 
   void give(Work work) {
-    if (recording_)
-      recorded_.push_back(std::move(work));
+    if (recorded_)
+      (*recorded_)[this].push_back(std::move(work));
     else
       give_now(std::move(work));
   }
-  void begin_recording() { recording_ = true; }
-  std::vector<Work> end_recording() {
-    recording_ = false;
-    return std::exchange(recorded_, {});
+  void begin_recording() { record_with(std::make_shared<Recorded>()); }
+  // From now on, until this recording's end.
+  void record_with(std::shared_ptr<Recorded> recorded) {
+    (*recorded)[this];
+    recorded_ = std::move(recorded);
+  }
+  std::shared_ptr<Recorded> recorded() const { return recorded_; }  // or null
+  std::shared_ptr<Recorded> end_recording() {
+    const std::shared_ptr<Recorded> recorded = recorded_;
+    for (const auto& [queue, work] : *recorded) queue->recorded_ = nullptr;
+    return recorded;
+  }
+  static void replay(const std::shared_ptr<Recorded>& recorded) {
+    for (const auto& [queue, work] : *recorded)
+      queue->give_now([recorded, &works = work] {
+        for (const Work& each : works) each();
+      });
   }
   // Returns when all work is done.
   void wait() {
@@ -61,12 +83,17 @@ class Queue {
     }
   }
 
-  bool recording_ = false;
-  std::vector<Work> recorded_;
+  std::shared_ptr<Recorded> recorded_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Work> work_;  // the first one is being done
   std::thread thread_;
+};
+
+// How often a queue has come to a place.
+struct Passed {
+  std::atomic<int64_t> times = 0;
+  std::shared_ptr<Recorded> recorded;  // in which it is
 };
 
 inline Queue& queue_of(const Stream& stream) {

@@ -316,8 +316,8 @@ TEST_CASE("levels: of a graph in which an arena gives the same bytes to several 
   const auto levels_of = [&] {
     cuda::Levels levels;
     std::vector<int> found;
-    for (const Node& n : g.nodes) {
-      levels.begin(cuda::access_of(g, n));
+    for (size_t i = 0; i < g.nodes.size(); ++i) {
+      levels.begin(cuda::access_of(g, std::span(g.nodes).subspan(i, 1)));
       found.push_back(levels.next());
     }
     return found;
@@ -326,6 +326,33 @@ TEST_CASE("levels: of a graph in which an arena gives the same bytes to several 
   // The second product where the first one's input lies: it must wait for the first.
   g.values[q.id].tensor.data = g.tensor(x).data;
   CHECK(levels_of() == std::vector<int>{0, 1, 2, 3, 4, 5});
+}
+
+TEST_CASE("levels: a product and what is added to it are one, and share no memory with what they read") {
+  Graph g;
+  Builder b(&g);
+  const StepInputs in = b.step_inputs({.tokens = 2, .sequences = 1, .blocks = 1, .outputs = 1});
+  test::Rng rng(63);
+  const test::Weight table = test::make_weight(rng, 10, 64), w = test::make_weight(rng, 64, 64);
+  const Var x = b.embed(b.weight(table.tensor), in.ids), y = b.linear(x, b.weight(w.tensor));
+  const Var p = b.linear(y, b.weight(w.tensor)), sum = b.add(x, p);
+  b.keep(b.linear(sum, b.weight(w.tensor)));
+  REQUIRE_MESSAGE(b.status().ok(), b.status().message());
+  const std::unique_ptr<Backend> backend = make_cuda_planner(true);
+  std::vector<bool> joined;
+  for (size_t i = 0; i < g.nodes.size(); ++i) joined.push_back(backend->joins_next(g, int32_t(i)));
+  CHECK(joined == std::vector<bool>{false, false, true, false, false});
+  Backend* const backends[] = {backend.get()};
+  const auto plan = make_plan(&g, backends);
+  REQUIRE(plan.ok());
+  const auto apart = [&](Var one, Var other) {
+    const size_t i = size_t(g.value(one).storage), j = size_t(g.value(other).storage);
+    return plan->offset[i] + g.storages[i].bytes <= plan->offset[j] ||
+           plan->offset[j] + g.storages[j].bytes <= plan->offset[i];
+  };
+  // The product is read for the last time by the node that makes p, and the sum made by the next one.
+  CHECK(apart(y, sum));
+  CHECK(apart(x, sum));
 }
 
 TEST_CASE("kernels on the host: what is recorded runs when it is replayed, in order") {
@@ -340,6 +367,43 @@ TEST_CASE("kernels on the host: what is recorded runs when it is replayed, in or
   for (int i = 0; i < 2; ++i) CHECK(stream.replay(*recording).ok());
   CHECK(stream.wait().ok());
   CHECK(value == 30);
+}
+
+TEST_CASE(
+    "kernels on the host: streams that record together run side by side, and wait where they are told to") {
+  cuda::Stream first = make_stream(), second = make_stream();
+  constexpr int kPlain = 7;
+  int32_t go = 0;
+  int value = 0, seen[2] = {}, from = kPlain, to = 0;
+  REQUIRE(first.begin_recording().ok());
+  auto mark = first.mark();
+  REQUIRE(mark.ok());
+  REQUIRE(second.await(*mark).ok());
+  // The first waits for what only the second does; then the second for the first.
+  cuda::await_segment(&go, nullptr, first);
+  cuda::launch(add_one, {}, 32, 0, first, &value);
+  cuda::tell_segment(&go, nullptr, second);
+  mark = first.mark();
+  REQUIRE(mark.ok());
+  REQUIRE(second.await(*mark).ok());
+  REQUIRE(second.copy(reinterpret_cast<std::byte*>(&seen[0]), reinterpret_cast<const std::byte*>(&value), 4)
+              .ok());
+  REQUIRE(second.copy(reinterpret_cast<std::byte*>(&to), reinterpret_cast<const std::byte*>(&from), 4).ok());
+  mark = second.mark();
+  REQUIRE(mark.ok());
+  REQUIRE(first.await(*mark).ok());
+  const auto recording = first.end_recording();
+  REQUIRE(recording.ok());
+  for (int round = 1; round <= 3; ++round) {
+    go = kPending, to = 0;
+    CHECK(first.replay(*recording).ok());
+    CHECK(first.wait().ok());
+    CHECK(seen[0] == round);
+    CHECK(to == kPlain);
+  }
+  cuda::launch(add_one, {}, 32, 0, second, &value);  // it does not record any more
+  CHECK(second.wait().ok());
+  CHECK(value == 4);
 }
 
 TEST_CASE("kernels on the host: every ceiling is measured") {

@@ -7,6 +7,7 @@
 #include "cuda/cuda.h"
 #include "model/session.h"
 #include "model/speed.h"
+#include "tests/cuda_host/queue.h"
 #include "tests/unit/api_model.h"
 #include "tests/unit/support.h"
 #include "tests/unit/temp_dir.h"
@@ -26,16 +27,12 @@ T take(Result<T> result) {
   return std::move(*result);
 }
 
-// A GPU of the host layer that counts what is asked of it.
+// A GPU of the host layer that counts what is asked of the host for it.
 class Counting final : public lite::Backend {
  public:
-  Counting(int gpu, int64_t* own, int64_t* shared)
-      : inner_(take(lite::make_cuda_backend(gpu, true))), own_(*own), shared_(*shared) {}
+  Counting(int gpu, int64_t* shared) : inner_(take(lite::make_cuda_backend(gpu, true))), shared_(*shared) {}
   std::string name() const override { return inner_->name(); }
-  Result<lite::Buffer> allocate(int64_t bytes) override {
-    own_ += bytes;
-    return inner_->allocate(bytes);
-  }
+  Result<lite::Buffer> allocate(int64_t bytes) override { return inner_->allocate(bytes); }
   Result<lite::Buffer> allocate_shared(int64_t bytes) override {
     shared_ += bytes;
     return inner_->allocate_shared(bytes);
@@ -46,6 +43,11 @@ class Counting final : public lite::Backend {
   Status check(const lite::Graph& g, const lite::Node& n) const override { return inner_->check(g, n); }
   int64_t workspace_bytes(const lite::Graph& g, const lite::Node& n) const override {
     return inner_->workspace_bytes(g, n);
+  }
+  bool joins_next(const lite::Graph& g, int32_t node) const override { return inner_->joins_next(g, node); }
+  int64_t recording_bytes(const lite::Graph& g, const lite::Plan& plan, int device,
+                          std::span<const lite::Phase> phases) const override {
+    return inner_->recording_bytes(g, plan, device, phases);
   }
   bool asynchronous() const override { return true; }
   Status prepare(const lite::Graph& g, const lite::Plan& plan, int device,
@@ -64,7 +66,7 @@ class Counting final : public lite::Backend {
 
  private:
   std::unique_ptr<lite::Backend> inner_;
-  int64_t &own_, &shared_;
+  int64_t& shared_;
 };
 
 SessionOptions options_of(const Model& model, int gpus) {
@@ -163,19 +165,19 @@ TEST_CASE(
         CHECK(plan.status().message().find(" more than driver and activations leave") != std::string::npos);
         continue;
       }
-      std::vector<int64_t> own(size_t(gpus) + 1, 0);
+      const int64_t before[] = {lite::cuda::host::allocated(0), lite::cuda::host::allocated(1)};
       int64_t shared = 0;
       o.device.gpus.clear();
       for (int gpu = 0; gpu < gpus; ++gpu)
-        o.device.gpus.push_back({[&own, &shared, gpu](bool) -> Result<std::unique_ptr<lite::Backend>> {
-                                   return std::unique_ptr<lite::Backend>(
-                                       new Counting(gpu, &own[size_t(gpu) + 1], &shared));
+        o.device.gpus.push_back({[&shared, gpu](bool) -> Result<std::unique_ptr<lite::Backend>> {
+                                   return std::unique_ptr<lite::Backend>(new Counting(gpu, &shared));
                                  },
                                  nullptr});
       const std::vector<float> first = logits_of(*model, o);
       for (int gpu = 1; gpu <= gpus; ++gpu) {
         const MemoryUse& use = (*plan)->layout().memory[size_t(gpu)];
-        CHECK(own[size_t(gpu)] == use.weights + use.cache + use.activations);
+        CHECK(lite::cuda::host::allocated(gpu - 1) - before[gpu - 1] ==
+              use.weights + use.cache + use.activations);
         CHECK(model->device_weights().bytes(gpu) == use.weights);
         if (o.gpu_memory) CHECK(use.total() <= o.gpu_memory);
       }
@@ -209,11 +211,11 @@ TEST_CASE("a divided session that is cancelled in the middle of a step can be us
   const auto model = take(Model::open(api_test::packed("ds3-fp8")));
   SessionOptions o = options_of(*model, 0);
   o.place = "routed_experts=cpu; layers 0 attention=cpu";
-  int64_t own = 0, shared = 0;
+  int64_t shared = 0;
   Session* running = nullptr;
   bool cancels = false;
   o.device.gpus.push_back({[&](bool) -> Result<std::unique_ptr<lite::Backend>> {
-                             auto gpu = std::make_unique<Counting>(0, &own, &shared);
+                             auto gpu = std::make_unique<Counting>(0, &shared);
                              gpu->started = [&] {
                                if (cancels) running->cancel();
                              };

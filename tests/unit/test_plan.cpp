@@ -295,7 +295,7 @@ std::vector<std::vector<bool>> done_before(const Plan& plan) {
   for (size_t k = 0; k < n; ++k)
     for (size_t i = 0; i < k; ++i) {
       const std::vector<int32_t>& after = plan.segments[k].after;
-      if (plan.segments[i].device != plan.segments[k].device &&
+      if (plan.segments[i].lane() != plan.segments[k].lane() &&
           std::count(after.begin(), after.end(), int32_t(i)) == 0)
         continue;
       done[k][i] = true;
@@ -323,7 +323,8 @@ bool reuse_waits(const Graph& g, const Plan& plan) {
         continue;
       for (const int32_t i : touched[a])
         for (const int32_t j : touched[b])
-          if (i < j && g.nodes[i].device != g.nodes[j].device && !done[segment_of[j]][segment_of[i]])
+          if (i < j && plan.segments[segment_of[i]].lane() != plan.segments[segment_of[j]].lane() &&
+              !done[segment_of[j]][segment_of[i]])
             return false;
     }
   return true;
@@ -424,11 +425,11 @@ TEST_CASE(
       const Segment& s = plan->segments[k];
       CHECK(s.first_node == next);
       CHECK(s.n_nodes > 0);
-      // Another device, or the same one after copies for others.
+      // Another lane, or the same one after copies for others.
       const auto sends = [&](int32_t i) {
         return g.nodes[i].op == Op::Copy && g.value(g.nodes[i].out[0]).device != g.nodes[i].device;
       };
-      if (k && s.device == plan->segments[k - 1].device)
+      if (k && s.lane() == plan->segments[k - 1].lane())
         CHECK((sends(s.first_node - 1) && !sends(s.first_node)));
       std::set<int32_t> after;
       for (int32_t i = next; i < next + s.n_nodes; ++i) {
@@ -448,14 +449,15 @@ TEST_CASE(
           CHECK((here || n.op == Op::Copy));
           for (int32_t j = 0; j < i; ++j)  // who made it
             for (const Var made : g.nodes[j].out)
-              if (g.value(made).storage == g.value(v).storage && g.nodes[j].device != n.device)
+              if (g.value(made).storage == g.value(v).storage &&
+                  plan->segments[segment_of[j]].lane() != s.lane())
                 after.insert(segment_of[j]);
         }
       }
       for (const int32_t other : after) CHECK(done[k][other]);
       for (const int32_t other : s.after) {
         CHECK(other < int32_t(k));
-        CHECK(plan->segments[other].device != s.device);
+        CHECK(plan->segments[other].lane() != s.lane());
       }
       next += s.n_nodes;
     }

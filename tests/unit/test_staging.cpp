@@ -1,6 +1,8 @@
 // Experts that are brought to another device while a step runs.
 #include "ggml-lite/staging.h"
 
+#include <algorithm>
+
 #include "tests/unit/support.h"
 
 using namespace lite;
@@ -47,6 +49,9 @@ TEST_CASE("weights that are brought while a step runs: what they say, and room f
     REQUIRE_MESSAGE(b.status().ok(), b.status().message());
     const auto plan = make_plan(&g, both);
     REQUIRE(plan.ok());
+    const auto aside =
+        std::count_if(plan->segments.begin(), plan->segments.end(), [](const Segment& s) { return s.aside; });
+    CHECK(aside == groups);  // each comes by itself, beside the device's work
     if (groups == 0)
       unstaged = plan->arena_bytes[0];
     else
