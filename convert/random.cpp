@@ -157,7 +157,7 @@ Result<ConvertSummary> RandomModel::run() {
 // Reads the configuration and takes away the layers that are not wanted.
 Status RandomModel::read_config() {
   LITE_ASSIGN(const std::string text, lite::read_text(options_.config, kMaxConfig));
-  LITE_ASSIGN(json_, Json::parse(text, options_.config));
+  LITE_ASSIGN(json_, Json::parse_file(text, options_.config));
   std::vector<std::string> unknown;
   auto whole = Config::parse(json_, &unknown);
   if (!whole.ok()) return whole.status().in(options_.config);
