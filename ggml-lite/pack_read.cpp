@@ -398,6 +398,17 @@ bool looks_packed(const std::string& path) {
          std::string_view(start, sizeof start) == kMagic;
 }
 
+std::optional<PackPlace> packed_place(const std::string& path) {
+  const auto file = File::open(path);
+  Header h = {};
+  if (!file.ok() || file->bytes() < int64_t(sizeof h) ||
+      !file->read(0, std::as_writable_bytes(std::span(&h, 1))).ok() ||
+      std::string_view(h.magic, sizeof h.magic) != kMagic || h.file_count > kMaxFiles ||
+      h.file_index >= h.file_count)
+    return {};
+  return PackPlace{h.file_index, h.file_count};
+}
+
 PackFile::PackFile() = default;
 PackFile::PackFile(PackFile&&) noexcept = default;
 PackFile& PackFile::operator=(PackFile&&) noexcept = default;
