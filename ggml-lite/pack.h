@@ -206,7 +206,8 @@ class PackFile {
   const std::string_view* section(std::string_view name) const;  // null when absent
   const std::vector<Item>& items() const;                        // sorted by name
   const std::vector<ExtentInfo>& extents() const;
-  const Item* find(std::string_view name) const;  // null when absent; O(log n)
+  // Null when absent. O(log n); with an item that may lie near, the logarithm of the distance.
+  const Item* find(std::string_view name, const Item* near = nullptr) const;
   std::vector<std::string_view> tensors_of_extent(int32_t extent) const;
 
   // Bytes [from, from + to.size()) of an extent, read and not through the mapping: a disk that fails is then an

@@ -15,10 +15,13 @@ Model::Model(std::optional<lite::PackFile> file, Config config)
   }
   items_.resize(table_.size());
   if (!file_) return;
+  const lite::PackFile::Item* last =
+      nullptr;  // an expert's tensors lie side by side in the file's table, too
   for (size_t i = 0; i < table_.size(); ++i) {
-    items_[i] = file_->find(table_[i].name);
+    items_[i] = file_->find(table_[i].name, last);
     for (const std::string& name : table_[i].also)
-      if (!items_[i]) items_[i] = file_->find(name);
+      if (!items_[i]) items_[i] = file_->find(name, last);
+    if (items_[i]) last = items_[i];
   }
 }
 
