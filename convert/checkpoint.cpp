@@ -72,7 +72,7 @@ bool is_plain_name(const std::string& name) {
 Result<ShardOf> read_index(const std::string& folder) {
   const std::string path = folder + "/" + kIndex;
   LITE_ASSIGN(const std::string text, lite::read_text(path, kMaxCheckpointFile));
-  LITE_ASSIGN(const Json json, Json::parse(text, path));
+  LITE_ASSIGN(const Json json, Json::parse_file(text, path));
   const Json* map = json.find("weight_map");
   if (!map || !map->object())
     return corrupt("read ", path, ": it has no object \"weight_map\"; get it again");

@@ -16,6 +16,8 @@
 #include "convert/plan.h"
 #include "convert/reader.h"
 #include "convert/workers.h"
+#include "ggml-lite/file.h"
+#include "ggml-lite/hash.h"
 #include "ggml-lite/json.h"
 #include "model/sections.h"
 #include "version.h"
@@ -42,25 +44,39 @@ Json identity(const Checkpoint::Shard& shard, int64_t changed_ns) {
   return Json::Array{shard.file.bytes(), changed_ns};
 }
 
+// What a text file is known by: the packed file's sections are made of it.
+Json identity(std::string_view text) {
+  lite::Hash hash;
+  hash.add(text.data(), text.size());
+  return Json::Array{int64_t(text.size()), lite::str(std::hex, hash.digest64())};
+}
+
 // What ties the journal of an unfinished conversion to its checkpoint and options. The aliases are in it because
 // finding them takes data that --consume may have deleted since.
 Json resume_key(const ConvertOptions& options, const Plan& plan) {
   Json::Object shards;
   for (const Checkpoint::Shard& s : plan.checkpoint().shards())
     shards.emplace_back(s.name, identity(s, s.file.changed_ns()));
+  Json::Object texts;
+  for (const lite::PackSection& s : plan.sections())
+    if (s.name != kProvenance) texts.emplace_back(path_of_section(s.name), identity(s.bytes));
   Json key{Json::Object()};
   key.set("converter", DSV3_VERSION_TEXT);
   key.set("folder", full_path(plan.folder()));
   key.set("dtype", dtype_text(options));
   key.set("split_bytes", options.split_bytes);
   key.set("shards", std::move(shards));
+  key.set("texts", std::move(texts));
   return key;
 }
 
-// "14 bytes of 2026-01-31 12:00:00.123456789 UTC"
+// "14 bytes of 2026-01-31 12:00:00.123456789 UTC", or "14 bytes with checksum 1f"
 std::string identity_text(const Json& identity) {
   const Json::Array* pair = identity.array();
-  if (!pair || pair->size() != 2 || !(*pair)[0].integer() || !(*pair)[1].integer()) return identity.dump();
+  if (!pair || pair->size() != 2 || !(*pair)[0].integer()) return identity.dump();
+  if (const std::string* checksum = (*pair)[1].string())
+    return lite::str(*(*pair)[0].integer(), " bytes with checksum ", *checksum);
+  if (!(*pair)[1].integer()) return identity.dump();
   const int64_t ns = *(*pair)[1].integer(), second = 1'000'000'000;
   const std::time_t seconds = std::time_t(ns / second);
   std::tm utc = {};
@@ -70,32 +86,50 @@ std::string identity_text(const Json& identity) {
   return lite::str(*(*pair)[0].integer(), " bytes of ", date, fraction, " UTC");
 }
 
-// The first shard that is not what it was: which, what is found, and what was there.
-std::string shard_difference(const Json& old, const Json& key) {
-  const Json *before = old.find("shards"), *now = key.find("shards");
-  if (!before || !before->object() || !now) return "its journal is damaged";
+// Why an unfinished conversion cannot be taken up, and what must be done so that it can.
+struct Difference {
+  std::string why, remedy;
+};
+
+Difference damaged() {
+  return {"its journal is damaged", "give that conversion's OUT"};
+}
+
+// The first file among `member` of two keys that is not what it was: which, what is found, and what was there.
+std::optional<Difference> file_difference(const Json& old, const Json& key, const char* member) {
+  const Json *before = old.find(member), *now = key.find(member);
+  if (!before || !before->object() || !now) return damaged();
   const Json::Object &a = *before->object(), &b = *now->object();
   const std::string changed = "the checkpoint has changed since: ";
   for (size_t i = 0; i < std::max(a.size(), b.size()); ++i) {
-    if (i >= a.size() || i >= b.size() || a[i].first != b[i].first)
-      return lite::str(changed, "got shard ", i < b.size() ? b[i].first : "none", ", expected ",
-                       i < a.size() ? a[i].first : "none");
+    const bool has_more = i >= a.size() || (i < b.size() && b[i].first < a[i].first);
+    if (has_more)
+      return Difference{lite::str(changed, "got a file ", b[i].first, ", expected none of this name"),
+                        lite::str("take ", b[i].first, " away")};
+    if (i >= b.size() || a[i].first != b[i].first)
+      return Difference{
+          lite::str(changed, "got no file ", a[i].first, ", expected ", identity_text(a[i].second)),
+          lite::str("put ", a[i].first, " back")};
     if (a[i].second.dump() != b[i].second.dump())
-      return lite::str(changed, b[i].first, ": got ", identity_text(b[i].second), ", expected ",
-                       identity_text(a[i].second));
+      return Difference{lite::str(changed, a[i].first, ": got ", identity_text(b[i].second), ", expected ",
+                                  identity_text(a[i].second)),
+                        lite::str("put ", a[i].first, " back as it was")};
   }
-  return "";
+  return {};
 }
 
-// Why an unfinished conversion cannot be taken up; empty when it can. `old` has aliases, `key` does not yet.
-std::string difference(const Json& old, const Json& key) {
+// Nothing when an unfinished conversion can be taken up. `old` has aliases, `key` does not yet.
+std::optional<Difference> difference(const Json& old, const Json& key) {
   const auto differs = [&](const char* member) {
     const Json *a = old.find(member), *b = key.find(member);
     return !a || !b || a->dump() != b->dump();
   };
-  if (std::string shards = shard_difference(old, key); !shards.empty()) return shards;
-  if (differs("dtype") || differs("split_bytes")) return "it had other options";
-  return differs("converter") ? "it was made by another version" : "";
+  if (differs("converter")) return Difference{"it was made by another version", "use that version"};
+  for (const char* files : {"shards", "texts"})
+    if (auto changed = file_difference(old, key, files)) return changed;
+  if (differs("dtype") || differs("split_bytes"))
+    return Difference{"it had other options", "give that conversion's options"};
+  return {};
 }
 
 // Of a conversion that consumes: a shard that was consumed and got again is what its journal knows. All that the shard
@@ -153,12 +187,16 @@ class Conversion {
   void note(const std::string& text) const {
     if (callbacks_.note) callbacks_.note(text);
   }
+  void note_begun_anew(const std::string& why) const {
+    note("an unfinished conversion to " + options_.out + " is started over: " + why);
+  }
 
   const ConvertOptions& options_;
   const ConvertCallbacks& callbacks_;
   Plan plan_;
   Json key_;
   bool consumed_before_ = false;  // shards are gone: there is no beginning anew
+  bool goes_on_ = false;          // with what a journal of this very conversion tells of
 };
 
 Result<ConvertSummary> Conversion::run() {
@@ -176,10 +214,12 @@ Result<ConvertSummary> Conversion::run() {
               lite::PackWriter::plan(options_.out, plan_.json(), plan_.sections(), plan_.extents(),
                                      plan_.aliases(), std::move(how)));
   LITE_TRY(check_split(writer.parts(), options_.split_bytes));
-  for (const lite::PackPart& part : writer.parts()) LITE_TRY(check_destination(part.path, options_.force));
+  LITE_TRY(check_destination(writer.parts(), options_.force));
   if (options_.dry_run) return summary(writer);
   LITE_TRY(writer.start());
   LITE_TRY(check_sources(writer));
+  if (goes_on_ && !writer.has_resumed())
+    note_begun_anew("its partial files are not what its journal tells of");
   if (const int64_t bytes = writer.durable_bytes(); bytes > 0)
     note(lite::str("going on with an unfinished conversion: ", bytes, " of ", writer.file_bytes(),
                    " bytes are written"));
@@ -205,20 +245,23 @@ Status Conversion::take_up() {
     if (s.consumed) (s.consumed_ns ? got_again : gone).push_back(s.name);
   consumed_before_ = !gone.empty() || !got_again.empty();
   std::optional<std::vector<lite::PackAlias>> known;
-  std::string why = old.ok() ? difference(*old, key_) : "its journal is gone";
-  if (why.empty()) {
+  auto differs = old.ok() ? difference(*old, key_)
+                          : Difference{"its journal is gone", "give that conversion's OUT and options"};
+  if (!differs) {
     known = aliases_of(*old);
-    if (!known) why = "its journal is damaged";
+    if (!known) differs = damaged();
   }
-  if (!gone.empty() && !known)
+  if (!gone.empty() && differs)
     return lite::invalid_argument("convert ", plan_.folder(), ": ", list_names(gone),
                                   ": consumed by a conversion that did not end, and which cannot go on in ",
-                                  options_.out, ": ", why,
-                                  "; give that conversion's OUT and options, or get these files again");
-  if (text && !known) LITE_TRY(sole.in(lite::str("convert ", plan_.folder(), ": ", why)));
+                                  options_.out, ": ", differs->why, "; ", differs->remedy,
+                                  ", or get these files again");
+  if (text && differs)
+    LITE_TRY(sole.in(lite::str("convert ", plan_.folder(), ": ", differs->why, "; ", differs->remedy)));
   if (!got_again.empty())
     note("got again after they were consumed, and not needed: " + list_names(got_again));
-  if (text && !known) note("an unfinished conversion to " + options_.out + " is started over: " + why);
+  if (text && differs) note_begun_anew(differs->why);
+  goes_on_ = known.has_value();
   // A folder may be elsewhere by now and its shards still the same.
   if (known && old->find("folder")) key_.set("folder", *old->find("folder"));
   LITE_TRY(plan_.lay_out(known ? &*known : nullptr));
@@ -313,24 +356,26 @@ ConvertSummary Conversion::summary(const lite::PackWriter& writer) const {
   return out;
 }
 
-// Whether the conversion of that key, which came to its end as `file`, is the one that is asked for.
-bool is_the_same(const ConvertOptions& options, const Json& key, const lite::PackFile& file) {
+// Whether the conversion of that key, which came to its end, is the one that is asked for.
+bool is_the_same(const ConvertOptions& options, const Json& key) {
   auto plan = Plan::make(options, {});
   if (plan.ok()) {
     recognise_consumed(key, &plan->checkpoint());
-    return difference(key, resume_key(options, *plan)).empty();
+    return !difference(key, resume_key(options, *plan));
   }
-  // What it has consumed is gone, and headers may be too: the folder, the configuration and the options are left to tell.
+  // What it has consumed is gone, and headers may be too: the folder, its text files and the options are left to tell.
   const auto folder = find_checkpoint(options.source, options.hub_cache);
   if (!folder.ok()) return false;
+  const auto texts = read_checkpoint_texts(*folder);
+  if (!texts.ok()) return false;
+  Json::Object found_texts;
+  for (const auto& [path, bytes] : *texts) found_texts.emplace_back(path, identity(bytes));
   const auto is = [&](const char* member, const Json& value) {
     const Json* found = key.find(member);
     return found && found->dump() == value.dump();
   };
-  const auto config = lite::read_text(*folder + "/config.json", kMaxCheckpointFile);
-  const std::string_view* packed = file.section("config.json");
   return is("folder", full_path(*folder)) && is("dtype", dtype_text(options)) &&
-         is("split_bytes", options.split_bytes) && config.ok() && packed && *packed == *config;
+         is("split_bytes", options.split_bytes) && is("texts", std::move(found_texts));
 }
 
 // A conversion to this place that was interrupted while its files got their names is complete but for that. What it
@@ -343,8 +388,7 @@ Result<bool> end_interrupted(const ConvertOptions& options, const ConvertCallbac
               lite::finish_naming(options.out, [&](const lite::NamedLate& writer) {
                 const auto key = Json::parse(writer.key, "journal");
                 if (!key.ok()) return;
-                const auto file = lite::PackFile::open(writer.path);
-                same = file.ok() && is_the_same(options, *key, *file);
+                same = is_the_same(options, *key);
                 if (writer.only_copy) remove_headers(*key);
               }));
   if (!late || !same) return false;
@@ -358,6 +402,23 @@ Result<bool> end_interrupted(const ConvertOptions& options, const ConvertCallbac
   return true;
 }
 
+// A checkpoint that has nothing to convert any more, because --consume came to its end, is no broken one.
+Status explain_failure(Status failure, const ConvertOptions& options) {
+  const auto folder = find_checkpoint(options.source, options.hub_cache);
+  if (failure.code() != Code::NotFound || !folder.ok()) return failure;
+  const auto config = lite::read_text(*folder + "/config.json", kMaxCheckpointFile);
+  for (const std::string& path : lite::files_of_model(options.out)) {
+    if (const auto place = lite::packed_place(path); !place || place->index > 0) continue;
+    const auto file = lite::PackFile::open(path);
+    const std::string_view* packed = file.ok() ? file->section("config.json") : nullptr;
+    if (config.ok() && packed && *packed == *config)
+      return lite::invalid_argument(
+          "create ", path, ": it exists, is complete, and has the config.json of ", options.source,
+          ": if it was made with --consume, nothing is left to do; else: ", failure.message());
+  }
+  return failure;
+}
+
 }  // namespace
 
 Result<ConvertSummary> convert(const ConvertOptions& options, const ConvertCallbacks& callbacks) {
@@ -368,9 +429,11 @@ Result<ConvertSummary> convert(const ConvertOptions& options, const ConvertCallb
     ConvertSummary late;
     LITE_ASSIGN(const bool ended, end_interrupted(options, callbacks, &late));
     if (ended) return late;
-    if (!options.split_bytes) LITE_TRY(check_destination(options.out, options.force));  // before much work
-    LITE_ASSIGN(Plan plan, Plan::make(options, callbacks));
-    return Conversion(options, callbacks, std::move(plan)).run();
+    if (!options.split_bytes)
+      LITE_TRY(check_destination({{options.out, 0}}, options.force));  // before much work
+    auto plan = Plan::make(options, callbacks);
+    if (!plan.ok()) return explain_failure(plan.status(), options);
+    return Conversion(options, callbacks, std::move(*plan)).run();
   } catch (const std::bad_alloc&) {
     return lite::out_of_memory("convert ", options.source,
                                ": the machine has no memory left; try fewer threads");

@@ -48,7 +48,7 @@ Result<std::string> find_snapshot(const std::string& repository, const std::stri
   if (!is_commit(revision)) {
     if (!is_relative(revision))
       return lite::invalid_argument(what, ": got revision \"", revision,
-                                    "\", expected a branch, tag or commit");
+                                    "\", expected a branch, tag or commit; try ORG/NAME@main");
     const auto text = lite::read_text(repository + "/refs/" + revision, 4096);
     if (!text.ok())
       return not_found(what, ": the cache knows no revision ", revision,
@@ -84,7 +84,9 @@ Result<std::string> find_checkpoint(const std::string& source, const std::string
     return not_found("read ", source,
                      ": there is no such folder; try to download the checkpoint first and give its folder");
   if (hub_cache.empty())
-    return not_found("read ", source, ": there is no such folder, and no Hugging Face cache to look in");
+    return not_found("read ", source,
+                     ": there is no such folder, and no Hugging Face cache to look in; give the checkpoint's "
+                     "folder, or set HF_HOME");
   const std::string repository =
       hub_cache + "/models--" + name.substr(0, slash) + "--" + name.substr(slash + 1);
   if (!is_folder(repository))

@@ -33,13 +33,21 @@ Result<std::vector<lite::PackExtent>> group_into_extents(std::span<const Stored>
   return extents;
 }
 
-Status check_destination(const std::string& path, bool force) {
+namespace {
+
+Status check_destination(const std::string& path, bool force, const lite::PackPlace& place) {
   std::error_code error;
   const fs::file_status out = fs::status(path, error);
   if (!fs::exists(out)) return {};
   const std::string what = "create " + path;
   if (!fs::is_regular_file(out))
     return lite::invalid_argument(what, ": it is there and is not a file; try another name");
+  const auto there = lite::packed_place(path);
+  if (there && there->count > 1 && (there->count != place.count || there->index != place.index))
+    return lite::invalid_argument(
+        what, ": it is file ", there->index + 1, " of the ", there->count,
+        " of a model, which would be broken; try another name, or --force and the model's "
+        "name, without a number, to replace all of it");
   if (!force) return lite::invalid_argument(what, ": it exists; try another name, or --force to replace it");
   // A typing error must not cost the weights: --force replaces only what this program made.
   if (fs::file_size(path, error) != 0 && !lite::looks_packed(path))
@@ -48,9 +56,17 @@ Status check_destination(const std::string& path, bool force) {
   return {};
 }
 
+}  // namespace
+
+Status check_destination(const std::vector<lite::PackPart>& parts, bool force) {
+  for (size_t i = 0; i < parts.size(); ++i)
+    LITE_TRY(check_destination(parts[i].path, force, {uint32_t(i), uint32_t(parts.size())}));
+  return {};
+}
+
 void remove_replaced(const std::string& out, size_t files,
                      const std::function<void(const std::string&)>& note) {
-  for (const std::string& path : lite::files_of_other_splits(out, files)) {
+  for (const std::string& path : lite::files_of_model(out, files)) {
     std::error_code error;
     fs::remove(path, error);
     if (!note) continue;

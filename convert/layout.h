@@ -21,8 +21,9 @@ struct Stored {
 // its longest, so that expert e lies at e times that.
 Result<std::vector<lite::PackExtent>> group_into_extents(std::span<const Stored> tensors);
 
-// Whether `path` may be written: nothing is there, or with `force` a packed file.
-Status check_destination(const std::string& path, bool force);
+// Whether the files of a model may be written: where each goes, nothing is, or with `force` a packed file; but never one
+// of several that another model lies in.
+Status check_destination(const std::vector<lite::PackPart>& parts, bool force);
 
 // What --force leaves of a model named `out` whose files were cut otherwise than the `files` that are there now: those
 // files go, and nothing else. Notes say which.

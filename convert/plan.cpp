@@ -56,14 +56,19 @@ Status Plan::read_sections(Config* config) {
   const std::string_view* text = section("config.json");
   if (!text)
     return not_found("read ", folder(), ": it has no config.json; get it, or give a checkpoint's folder");
-  LITE_ASSIGN(const Json json, Json::parse(*text, folder() + "/config.json"));
+  LITE_ASSIGN(const Json json, Json::parse_file(*text, folder() + "/config.json"));
   std::vector<std::string> unknown;
   auto parsed = Config::parse(json, &unknown);
   if (!parsed.ok()) return parsed.status().in(folder());
   *config = std::move(*parsed);
   if (!unknown.empty()) note("config.json: these keys are not used: " + list_names(unknown));
-  for (const lite::PackSection& s : sections_)
-    if (s.name.ends_with(".json")) LITE_TRY(Json::parse(s.bytes, folder() + "/" + s.name).status());
+  for (const lite::PackSection& s : sections_) {
+    if (!s.name.ends_with(".json")) continue;
+    LITE_ASSIGN(const Json content, Json::parse_file(s.bytes, folder() + "/" + s.name));
+    if (!content.object())
+      return corrupt("read ", folder(), "/", s.name, ": got ", content.type_name(),
+                     ", expected an object; get the file again, or correct it");
+  }
   return {};
 }
 

@@ -20,7 +20,7 @@ lite::Result<Provenance> read_provenance(const lite::PackFile& file) {
   Provenance out;
   const std::string_view* text = file.section(kProvenance);
   if (!text) return out;
-  LITE_ASSIGN(const Json json, Json::parse(*text, lite::str(file.path(), ": ", kProvenance)));
+  LITE_ASSIGN(const Json json, Json::parse_file(*text, lite::str(file.path(), ": ", kProvenance)));
   const auto damaged = [&](const char* what) {
     return lite::corrupt("open ", file.path(), ": ", kProvenance, ": ", what,
                          " is not what it should be; get the file or convert it again");

@@ -139,7 +139,7 @@ Result<ConvertSummary> RandomModel::run() {
                                      {{"config.json", json_.dump()}, {"provenance.json", provenance.dump()}},
                                      extents, aliases_, std::move(how)));
   LITE_TRY(check_split(writer.parts(), options_.split_bytes));
-  for (const lite::PackPart& part : writer.parts()) LITE_TRY(check_destination(part.path, options_.force));
+  LITE_TRY(check_destination(writer.parts(), options_.force));
   LITE_TRY(writer.start());
   for (const Stored& t : stored_) total_ += t.entry.data_bytes() + t.entry.scale_bytes();
   for (const Stored& t : stored_) LITE_TRY(write(t, &writer));
@@ -157,7 +157,7 @@ Result<ConvertSummary> RandomModel::run() {
 // Reads the configuration and takes away the layers that are not wanted.
 Status RandomModel::read_config() {
   LITE_ASSIGN(const std::string text, lite::read_text(options_.config, kMaxConfig));
-  LITE_ASSIGN(json_, Json::parse(text, options_.config));
+  LITE_ASSIGN(json_, Json::parse_file(text, options_.config));
   std::vector<std::string> unknown;
   auto whole = Config::parse(json_, &unknown);
   if (!whole.ok()) return whole.status().in(options_.config);

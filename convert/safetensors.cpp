@@ -34,6 +34,10 @@ std::string quoted(const std::string& text) {
   return Json(text.substr(0, 200)).dump();
 }
 
+std::string text_of(const Json* value) {
+  return value ? value->dump().substr(0, 100) : "missing";
+}
+
 // A list of integers that are not negative.
 bool read_sizes(const Json* list, std::vector<int64_t>* out) {
   if (!list || !list->array()) return false;
@@ -47,12 +51,12 @@ bool read_sizes(const Json* list, std::vector<int64_t>* out) {
 // One member of the header; its offset is still relative to the end of the header.
 Result<SafetensorsEntry> read_entry(const std::string& name, const Json& value) {
   const std::string what = "tensor " + quoted(name);
-  if (lite::has_controls(name)) return corrupt(what, ": its name has control characters");
+  if (lite::has_controls(name)) return corrupt(what, ": its name has control characters, expected none");
   if (!value.object()) return corrupt(what, ": got ", value.type_name(), ", expected an object");
   SafetensorsEntry e;
   e.name = name;
   const Json* dtype = value.find("dtype");
-  if (!dtype || !dtype->string()) return corrupt(what, ": it has no dtype");
+  if (!dtype || !dtype->string()) return corrupt(what, ": it has no dtype, expected a string");
   e.dtype = *dtype->string();
   const auto type =
       std::find_if(kBits.begin(), kBits.end(), [&](const auto& t) { return t.first == e.dtype; });
@@ -60,10 +64,12 @@ Result<SafetensorsEntry> read_entry(const std::string& name, const Json& value) 
     return unsupported(what, ": unknown element type ", quoted(e.dtype),
                        "; try a BF16 or FP8 checkpoint of the model");
   if (!read_sizes(value.find("shape"), &e.shape))
-    return corrupt(what, ": its shape is not a list of integers of at least 0");
+    return corrupt(what, ": its shape is ", text_of(value.find("shape")),
+                   ", expected a list of integers of at least 0");
   std::vector<int64_t> offsets;
   if (!read_sizes(value.find("data_offsets"), &offsets) || offsets.size() != 2 || offsets[0] > offsets[1])
-    return corrupt(what, ": its data_offsets are not [begin, end] with begin <= end");
+    return corrupt(what, ": its data_offsets are ", text_of(value.find("data_offsets")),
+                   ", expected [begin, end] with begin <= end");
   e.offset = offsets[0];
   e.bytes = offsets[1] - offsets[0];
 

@@ -225,6 +225,11 @@ Result<Json> Json::parse(std::string_view text, std::string_view what) {
   return std::move(builder.result_);
 }
 
+Result<Json> Json::parse_file(std::string_view text, std::string_view path) {
+  auto json = parse(text, path);
+  return json.ok() ? std::move(json) : json.status().with_advice("get the file again, or correct it");
+}
+
 Result<Json> Json::parse_wide(std::string_view text, std::string_view what,
                               std::vector<std::string_view>* members) {
   LITE_TRY(check_text(text, what));

@@ -35,6 +35,8 @@ class Json {
 
   // `what` names the text in messages: a file's name.
   static Result<Json> parse(std::string_view text, std::string_view what);
+  // The text of a file, whose path is `path`: an error says what to do about the file.
+  static Result<Json> parse_file(std::string_view text, std::string_view path);
   // For texts whose numbers are handed on, not computed with: an integer of any size is kept, a number beyond double is
   // infinite. If the text is an object, *members becomes its members' values as they are written there, in order.
   static Result<Json> parse_wide(std::string_view text, std::string_view what,

@@ -101,6 +101,7 @@ class PackWriter {
 
   const std::vector<PackPart>& parts() const;  // the finished files
   int64_t file_bytes() const;                  // of all of them
+  bool has_resumed() const;                    // start() took up what an earlier writer left
   int64_t durable_bytes() const;               // of extents that need not be written any more, come what may
   bool finished(size_t extent) const;          // its data are in the file already
 
@@ -156,9 +157,9 @@ struct NamedLate {
 Result<std::optional<NamedLate>> finish_naming(const std::string& path,
                                                const std::function<void(const NamedLate&)>& named = {});
 
-// The files of models that are named `path`, as each file's header says, but lie in another number of files than
-// `count`: what is left of a model that was replaced by one that is cut otherwise.
-std::vector<std::string> files_of_other_splits(const std::string& path, size_t count);
+// The files of models that are named `path`, as each file's header says, in however many files each lies; but none of a
+// model in `but_of` files.
+std::vector<std::string> files_of_model(const std::string& path, size_t but_of = 0);
 
 // The resume key of a writer of `path` that did not come to its end; nothing when there is none.
 std::optional<std::string> unfinished_key(const std::string& path);
@@ -168,6 +169,12 @@ Status check_no_only_copy(const std::string& path);
 
 // Whether the file at `path` starts as a packed file does; false when it cannot be read.
 bool looks_packed(const std::string& path);
+
+// Which file of how many a packed file is, as its header says; nothing for what has no such header.
+struct PackPlace {
+  uint32_t index, count;
+};
+std::optional<PackPlace> packed_place(const std::string& path);
 
 // An opened file. Tensors are views of the mapping and live as long as the PackFile.
 class PackFile {
@@ -199,7 +206,8 @@ class PackFile {
   const std::string_view* section(std::string_view name) const;  // null when absent
   const std::vector<Item>& items() const;                        // sorted by name
   const std::vector<ExtentInfo>& extents() const;
-  const Item* find(std::string_view name) const;  // null when absent; O(log n)
+  // Null when absent. O(log n); with an item that may lie near, the logarithm of the distance.
+  const Item* find(std::string_view name, const Item* near = nullptr) const;
   std::vector<std::string_view> tensors_of_extent(int32_t extent) const;
 
   // Bytes [from, from + to.size()) of an extent, read and not through the mapping: a disk that fails is then an

@@ -44,6 +44,17 @@ uint64_t check_of(const Journal::Record& record) {
   return hash.digest64();
 }
 
+Head head_of(const Journal::Content& content) {
+  Head head = {};
+  std::copy(Journal::kMagic.begin(), Journal::kMagic.end(), head.magic);
+  head.version = kJournalVersion;
+  head.file_count = content.file_count;
+  std::copy(content.layout.begin(), content.layout.end(), head.layout);
+  head.key_bytes = content.key.size();
+  head.check = check_of(head, content.key);
+  return head;
+}
+
 }  // namespace
 
 Status write_failed(const std::string& path, int64_t offset, int error) {
@@ -118,17 +129,15 @@ Status Journal::write(const void* data, size_t n) {
 
 Status Journal::create(const std::string& path, const Content& content) {
   LITE_TRY(open(path, 0));
-  Head head = {};
-  std::copy(kMagic.begin(), kMagic.end(), head.magic);
-  head.version = kJournalVersion;
-  head.file_count = content.file_count;
-  std::copy(content.layout.begin(), content.layout.end(), head.layout);
-  head.key_bytes = content.key.size();
-  head.check = check_of(head, content.key);
+  const Head head = head_of(content);
   LITE_TRY(write(&head, sizeof head));
   LITE_TRY(write(content.key.data(), content.key.size()));
   if (::fsync(fd_) != 0) return write_failed(path_, end_, errno);
   return sync_folder(path);
+}
+
+uint64_t Journal::mark(const Content& content) {
+  return head_of(content).check;
 }
 
 Status Journal::resume(const std::string& path, const Content& content) {

@@ -48,6 +48,8 @@ class Journal {
 
   // Begins a journal, in place of any other.
   Status create(const std::string& path, const Content& content);
+  // What ties partial files to the journal with this head.
+  static uint64_t mark(const Content& content);
   // Goes on with a journal that was read.
   Status resume(const std::string& path, const Content& content);
   // Takes room on the disk for so many records, if it can: of a full disk must be told what it has.

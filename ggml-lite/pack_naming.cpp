@@ -125,7 +125,7 @@ Result<bool> is_complete(const std::string& path, const Journal::Content& journa
 
 }  // namespace
 
-std::vector<std::string> files_of_other_splits(const std::string& path, size_t count) {
+std::vector<std::string> files_of_model(const std::string& path, size_t but_of) {
   std::vector<std::string> found;
   std::string stem = std::filesystem::path(path).filename().string();
   if (stem.ends_with(kEnding)) stem.resize(stem.size() - kEnding.size());
@@ -134,14 +134,9 @@ std::vector<std::string> files_of_other_splits(const std::string& path, size_t c
   for (const std::filesystem::directory_iterator end; !error && at != end; at.increment(error)) {
     const std::string name = at->path().filename().string();
     if (!name.starts_with(stem)) continue;
-    const auto file = File::open(at->path().string());
-    Header header = {};
-    if (!file.ok() || file->bytes() < int64_t(sizeof header) ||
-        !file->read(0, std::as_writable_bytes(std::span(&header, 1))).ok() ||
-        std::string_view(header.magic, sizeof header.magic) != kMagic || header.file_count > kMaxFiles ||
-        header.file_index >= header.file_count || header.file_count == count)
-      continue;
-    std::string own = part_path(path, header.file_index, header.file_count);
+    const auto place = packed_place(at->path().string());
+    if (!place || place->count == but_of) continue;
+    std::string own = part_path(path, place->index, place->count);
     if (std::filesystem::path(own).filename() == name) found.push_back(std::move(own));
   }
   std::sort(found.begin(), found.end());

@@ -398,6 +398,17 @@ bool looks_packed(const std::string& path) {
          std::string_view(start, sizeof start) == kMagic;
 }
 
+std::optional<PackPlace> packed_place(const std::string& path) {
+  const auto file = File::open(path);
+  Header h = {};
+  if (!file.ok() || file->bytes() < int64_t(sizeof h) ||
+      !file->read(0, std::as_writable_bytes(std::span(&h, 1))).ok() ||
+      std::string_view(h.magic, sizeof h.magic) != kMagic || h.file_count > kMaxFiles ||
+      h.file_index >= h.file_count)
+    return {};
+  return PackPlace{h.file_index, h.file_count};
+}
+
 PackFile::PackFile() = default;
 PackFile::PackFile(PackFile&&) noexcept = default;
 PackFile& PackFile::operator=(PackFile&&) noexcept = default;
@@ -446,10 +457,18 @@ const std::string_view* PackFile::section(std::string_view name) const {
   return at != names.end() && *at == name ? &impl_->sections[size_t(at - names.begin())] : nullptr;
 }
 
-const PackFile::Item* PackFile::find(std::string_view name) const {
+const PackFile::Item* PackFile::find(std::string_view name, const Item* near) const {
   const std::vector<Item>& items = impl_->items;
-  const auto at = std::lower_bound(items.begin(), items.end(), name,
-                                   [](const Item& item, std::string_view n) { return item.entry.name < n; });
+  const auto before = [](const Item& item, std::string_view n) { return item.entry.name < n; };
+  auto low = items.begin(), high = items.end();
+  if (near) {  // from there in steps that double, down to what is before the name and up to what is not
+    low = high = items.begin() + (near - items.data());
+    for (ptrdiff_t step = 1; low != items.begin() && !before(*low, name); step *= 2)
+      low -= std::min(step, low - items.begin());
+    for (ptrdiff_t step = 1; high != items.end() && before(*high, name); step *= 2)
+      high += std::min(step, items.end() - high);
+  }
+  const auto at = std::lower_bound(low, high, name, before);
   return at != items.end() && at->entry.name == name ? &*at : nullptr;
 }
 

@@ -85,6 +85,8 @@ struct PackWriter::Impl {
 
   std::vector<int> fds;  // of the partial files
   bool mine = false;     // the lock is held: partial files and journal are this writer's
+  bool resumed = false;  // there is what an earlier writer left
+  Journal::Content own;  // the head of its journal
   bool finished = false;
   Journal journal;
   bool only_copy = false;           // and the journal says so
@@ -113,6 +115,8 @@ struct PackWriter::Impl {
   std::vector<std::byte> index_of(size_t file) const;
   std::array<uint8_t, 16> layout() const;
   Status start();
+  Header partial_header(size_t file) const;
+  bool is_own(size_t file) const;
   bool resume(const Journal::Content& content);
   Status may_begin_anew(const std::optional<Journal::Content>& old) const;
   Status begin_anew(const std::optional<Journal::Content>& old);
@@ -325,16 +329,38 @@ Status PackWriter::Impl::start() {
   LITE_ASSIGN(const int first, open_locked(partial(0), O_CREAT));
   fds.push_back(first);
   const std::optional<Journal::Content> old = Journal::read(journal_path());
-  const bool same = old && !options.resume_key.empty() && old->key == options.resume_key &&
-                    old->file_count == parts.size() && old->layout == layout();
-  const bool goes_on = same && resume(*old);
-  if (!goes_on) LITE_TRY(may_begin_anew(old));
+  own = {uint32_t(parts.size()), layout(), options.resume_key, {}};
+  const bool same = old && !own.key.empty() && old->key == own.key && old->file_count == own.file_count &&
+                    old->layout == own.layout;
+  resumed = same && resume(*old);
+  if (!resumed) LITE_TRY(may_begin_anew(old));
   mine = true;
   // Of what is gone on with, all stays there, whatever the disk has room for.
-  const Status started = goes_on ? check_disk() : begin_anew(old);
-  if (!started.ok() && !goes_on) remove_files();
+  const Status started = resumed ? check_disk() : begin_anew(old);
+  if (!started.ok() && !resumed) remove_files();
   if (started.ok() && journal.is_open()) journal.reserve(extents.size() + 2);
   return started;
+}
+
+// What a partial file begins with until it gets its index: whose it is, and nothing that a reader would take.
+Header PackWriter::Impl::partial_header(size_t file) const {
+  Header h = {};
+  std::copy(kMagic.begin(), kMagic.end(), h.magic);
+  h.file_index = uint32_t(file);
+  h.file_count = uint32_t(parts.size());
+  h.index_checksum = Journal::mark(own);
+  return h;
+}
+
+// Whether a partial file that is there belongs to this journal; one that has its index already, to such a model.
+bool PackWriter::Impl::is_own(size_t file) const {
+  const Header expected = partial_header(file);
+  Header h;
+  if (::pread(fds[file], &h, sizeof h, 0) != ssize_t(sizeof h)) return false;
+  if (std::memcmp(&h, &expected, sizeof h) == 0) return true;
+  return std::memcmp(h.magic, expected.magic, sizeof h.magic) == 0 && h.version == kVersion &&
+         h.file_bytes == uint64_t(parts[file].bytes) && h.file_index == expected.file_index &&
+         h.file_count == expected.file_count;
 }
 
 // Takes up what the journal tells of; false when the files are not as it says.
@@ -354,7 +380,7 @@ bool PackWriter::Impl::resume(const Journal::Content& content) {
     if (i > 0) fds.push_back(::open(partial(i).c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     struct stat s = {};
     if (fds[i] < 0 || fstat(fds[i], &s) != 0 || !S_ISREG(s.st_mode) || s.st_size < end[i] ||
-        s.st_size > parts[i].bytes)
+        s.st_size > parts[i].bytes || !is_own(i))
       return false;
   }
   return journal.resume(journal_path(), content).ok();
@@ -392,7 +418,7 @@ Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) 
   LITE_TRY(Journal::remove(journal_path()));
   for (uint32_t i = 0; old && i < old->file_count; ++i) {
     const std::string orphan = part_path(path, i, old->file_count) + ".partial";
-    if (orphan != partial(0)) ::unlink(orphan.c_str());
+    if (orphan != partial(0) && check_own(orphan, kMagic).ok()) ::unlink(orphan.c_str());
   }
   for (size_t i = 0; i < parts.size(); ++i) {
     if (i > 0) {
@@ -400,11 +426,13 @@ Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) 
       fds.push_back(fd);
     }
     if (::ftruncate(fds[i], 0) != 0) return errno_status("create " + partial(i), errno);
-    LITE_TRY(write_at(i, 0, std::as_bytes(std::span(kMagic))));  // so that the next writer knows it
+    const Header header = partial_header(i);  // so that the next writer knows it
+    LITE_TRY(write_at(i, 0, std::as_bytes(std::span(&header, 1))));
+    if (!own.key.empty() && ::fdatasync(fds[i]) != 0) return write_failed(partial(i), 0, errno);
   }
   LITE_TRY(check_disk());
   if (options.resume_key.empty()) return {};
-  return journal.create(journal_path(), {uint32_t(parts.size()), layout(), options.resume_key, {}});
+  return journal.create(journal_path(), own);
 }
 
 // Bytes that the partial files take of the disk.
@@ -651,6 +679,10 @@ int64_t PackWriter::file_bytes() const {
 int64_t PackWriter::durable_bytes() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->durable_bytes;
+}
+
+bool PackWriter::has_resumed() const {
+  return impl_->resumed;
 }
 
 bool PackWriter::finished(size_t extent) const {

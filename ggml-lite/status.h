@@ -58,6 +58,10 @@ class [[nodiscard]] Status {
   Status in(const std::string& context) const {
     return ok() ? Status() : Status(code(), context + ": " + message());
   }
+  // The same error with what to try behind its message; Ok stays Ok.
+  Status with_advice(const std::string& advice) const {
+    return ok() ? Status() : Status(code(), message() + "; " + advice);
+  }
 
  private:
   struct Error {

@@ -80,8 +80,8 @@ Status parse_rope(Keys& k, double default_theta, Config* c) {
   const Json* parameters = k.object("rope_parameters");
   const Json* scaling = k.object("rope_scaling");
   if (parameters && scaling)
-    return invalid_argument(k.where(),
-                            ": both \"rope_scaling\" and \"rope_parameters\" are given, expected one");
+    return k.refuse(invalid_argument(
+        k.where(), ": both \"rope_scaling\" and \"rope_parameters\" are given, expected one"));
   if (!parameters) c->rope_theta = k.number("rope_theta", &default_theta, 1.001, 1e12);
   const Json* rope = parameters ? parameters : scaling;
   if (rope) {
@@ -97,7 +97,8 @@ Status parse_rope(Keys& k, double default_theta, Config* c) {
 Status parse_quantization(Keys& config, Config* c) {
   const Json* object = config.object("quantization_config");
   if (!object) return {};
-  Keys k(*object, config.where() + ": quantization_config");
+  Keys k(*object, config.where() + ": quantization_config", nullptr,
+         "try the model's FP8 checkpoint with 128x128 blocks, or a BF16 one");
   k.choice("quant_method", nullptr, {"fp8"});
   k.choice("fmt", "e4m3", {"e4m3"});
   k.choice("activation_scheme", "dynamic", {"dynamic"});
@@ -110,10 +111,7 @@ Status parse_quantization(Keys& config, Config* c) {
   Json effective = k.effective();
   effective.set("weight_block_size", Json::Array{128, 128});
   config.effective().set("quantization_config", effective);
-  const Status status = k.status();
-  if (status.code() != lite::Code::Unsupported && status.code() != lite::Code::InvalidArgument) return status;
-  return {status.code(),
-          status.message() + "; try the model's FP8 checkpoint with 128x128 blocks, or a BF16 one"};
+  return k.status();
 }
 
 Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,
@@ -129,11 +127,12 @@ Result<LayerKeys> LayerKeys::parse(Keys& k, const Json& json, int64_t layers,
         !key.empty() && key.size() < 8 && key.find_first_not_of("0123456789") == std::string::npos;
     const int64_t layer = decimal ? std::stoll(key) : -1;
     if (layer < 0 || layer >= layers || std::to_string(layer) != key)
-      return invalid_argument(where, ": expected a layer index from 0 to ", layers - 1);
-    if (!value.object()) return invalid_argument(where, ": got ", value.type_name(), ", expected an object");
+      return k.refuse(invalid_argument(where, ": expected a layer index from 0 to ", layers - 1));
+    if (!value.object())
+      return k.refuse(invalid_argument(where, ": got ", value.type_name(), ", expected an object"));
     for (const auto& [name, unused] : *value.object())
       if (!sizes.contains(name) && !ignored.contains(name))
-        return unsupported(where, ": key \"", name, "\" cannot differ between layers");
+        return k.refuse(unsupported(where, ": key \"", name, "\" cannot differ between layers"));
     result.overrides_[size_t(layer)] = &value;
   }
   k.effective().set("layer_config", *overrides);
@@ -201,7 +200,8 @@ void parse_task(Keys& k, const Family& family, Config* c) {
 
 Result<Config> Config::parse(const Json& json, std::vector<std::string>* unknown) {
   const std::string where = "read config.json";
-  if (!json.object()) return invalid_argument(where, ": got ", json.type_name(), ", expected an object");
+  if (!json.object())
+    return invalid_argument(where, ": got ", json.type_name(), ", expected an object; get the file again");
   Keys k(json, where);
   std::vector<const char*> types;
   for (const Family& family : kFamilies) types.push_back(family.model_type);
@@ -225,7 +225,8 @@ Result<Config> Config::parse(const Json& json, std::vector<std::string>* unknown
   int64_t experts = 0;
   for (const LayerConfig& l : c.layers) experts += l.n_routed_experts;
   if (experts > kLargestExpertTotal)
-    return invalid_argument(where, ": more than ", kLargestExpertTotal, " experts in all layers together");
+    return k.refuse(invalid_argument(
+        where, ": got ", experts, " experts in all layers together, expected at most ", kLargestExpertTotal));
   if (unknown)
     for (const std::string& key : k.unread())
       if (!kNoEffect.contains(key)) unknown->push_back(key);

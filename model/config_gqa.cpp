@@ -140,11 +140,11 @@ Status parse_moe_transformer(Keys& k, const Json&, Config* c) {
   if (!k.boolean("norm_first", true)) k.fail("norm_first", Json(false), "true", true);
   LITE_TRY(k.status());
   if (c->hidden_size % l.num_attention_heads)
-    return invalid_argument(k.where(), ": hidden_size ", c->hidden_size, " is not a multiple of num_heads ",
-                            l.num_attention_heads);
+    return k.refuse(invalid_argument(k.where(), ": hidden_size ", c->hidden_size,
+                                     " is not a multiple of num_heads ", l.num_attention_heads));
   if (l.num_experts_per_tok > l.n_routed_experts)
-    return invalid_argument(k.where(), ": num_experts_per_tok ", l.num_experts_per_tok,
-                            " is more than num_experts ", l.n_routed_experts);
+    return k.refuse(invalid_argument(k.where(), ": num_experts_per_tok ", l.num_experts_per_tok,
+                                     " is more than num_experts ", l.n_routed_experts));
   l.head_dim = c->hidden_size / l.num_attention_heads;
   c->num_hidden_layers = 1;
   const double eps = 1e-5;  // of its LayerNorms: PyTorch's default

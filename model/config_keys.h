@@ -19,9 +19,11 @@ constexpr int64_t kLargestSize = 1 << 24;  // of any dimension: products of two 
 // in its range, also one that was refused: the caller may divide by it.
 class Keys {
  public:
-  // With `over`, an object whose members take the place of those of `object`.
-  Keys(const Json& object, std::string where, const Json* over = nullptr)
-      : object_(object), over_(over), where_(std::move(where)) {
+  // With `over`, an object whose members take the place of those of `object`. `advice` is what to try when a value is
+  // not supported.
+  Keys(const Json& object, std::string where, const Json* over = nullptr,
+       const char* advice = "try a newer version, or the checkpoint of a supported model")
+      : object_(object), over_(over), where_(std::move(where)), advice_(advice) {
     if (object.object() && object.object()->size() > kMostKeys)
       fail(lite::invalid_argument(where_, ": got ", object.object()->size(), " keys, expected at most ",
                                   kMostKeys));
@@ -115,7 +117,15 @@ class Keys {
       fail(lite::unsupported(where_, ": unknown key \"", key, "\": it may change what the model computes"));
   }
   const std::set<std::string, std::less<>>& keys_read() const { return read_; }
-  const Status& status() const { return status_; }
+  // The first error, with what to try.
+  Status status() const {
+    const bool is_unsupported = status_.code() == lite::Code::Unsupported;
+    return status_.with_advice(is_unsupported ? advice_ : "get the file again, or correct it");
+  }
+  Status refuse(Status status) {
+    fail(std::move(status));
+    return this->status();
+  }
   const std::string& where() const { return where_; }
   Json& effective() { return effective_; }
 
@@ -134,6 +144,7 @@ class Keys {
   const Json& object_;
   const Json* over_;
   std::string where_;
+  const char* advice_;
   std::set<std::string, std::less<>> read_;
   Json effective_{Json::Object()};
   Status status_;

@@ -16,10 +16,13 @@ Model::Model(std::optional<lite::PackFile> file, Config config)
   }
   items_.resize(table_.size());
   if (!file_) return;
+  const lite::PackFile::Item* last =
+      nullptr;  // an expert's tensors lie side by side in the file's table, too
   for (size_t i = 0; i < table_.size(); ++i) {
-    items_[i] = file_->find(table_[i].name);
+    items_[i] = file_->find(table_[i].name, last);
     for (const std::string& name : table_[i].also)
-      if (!items_[i]) items_[i] = file_->find(name);
+      if (!items_[i]) items_[i] = file_->find(name, last);
+    if (items_[i]) last = items_[i];
   }
 }
 
@@ -50,7 +53,7 @@ Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
   LITE_ASSIGN(lite::PackFile file, lite::PackFile::open(path));
   LITE_TRY(check_sections(file, "open " + path));
   const Json* json = file.json().find("config");
-  if (!json) return lite::corrupt("open ", path, ": its JSON block has no \"config\"");
+  if (!json) return lite::corrupt("open ", path, ": its JSON block has no \"config\"; convert again");
   auto config = Config::parse(*json);
   if (!config.ok()) return config.status().in("open " + path);
   // A few words can ask for any number of layers and experts: nothing is listed that the file cannot have.
@@ -58,7 +61,7 @@ Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
   for (const LayerConfig& l : config->layers) fewest += 1 + 2 * l.n_routed_experts;
   if (fewest > int64_t(file.items().size()))
     return lite::corrupt("open ", path, ": it holds ", file.items().size(),
-                         " tensors, but its configuration asks for at least ", fewest);
+                         " tensors, but its configuration asks for at least ", fewest, "; convert again");
   auto model = std::unique_ptr<Model>(new Model(std::move(file), std::move(*config)));
   LITE_TRY(model->check_tensors());
   return model;
@@ -98,7 +101,7 @@ Result<std::unique_ptr<Model>> Model::outline(const std::string& path) {
   constexpr int64_t kMostBytes = int64_t(1) << 24, kMostTensors = int64_t(1) << 20,
                     kLargest = int64_t(1) << 22, kMostWeights = int64_t(1) << 50;
   LITE_ASSIGN(const std::string text, lite::read_text(path, kMostBytes));
-  LITE_ASSIGN(const Json json, Json::parse(text, path));
+  LITE_ASSIGN(const Json json, Json::parse_file(text, path));
   auto config = Config::parse(json);
   if (!config.ok()) return config.status().in(path);
   int64_t tensors = 0;
@@ -150,10 +153,10 @@ Status Model::check_tensors() const {
     if (shape != t.shape)
       return lite::corrupt("open ", file_->path(), ": tensor \"", t.name, "\": got shape ",
                            shape_text(shape.data(), shape.size()), ", expected ",
-                           shape_text(t.shape.data(), t.shape.size()));
+                           shape_text(t.shape.data(), t.shape.size()), "; convert again");
     if (!lite::info(item->entry.dtype).is_float)
       return lite::corrupt("open ", file_->path(), ": tensor \"", t.name, "\": got type ",
-                           lite::info(item->entry.dtype).name, ", expected a float type");
+                           lite::info(item->entry.dtype).name, ", expected a float type; convert again");
   }
   return {};
 }

@@ -57,19 +57,22 @@ class Table {
     prefix_ = layer < 0 ? "" : lite::str("model.layers.", layer, ".");
   }
 
-  TensorInfo& add(const std::string& name, std::vector<int64_t> shape, Role role, bool matrix = false) {
+  // The name in two parts: of 90,000 tensors each copy of a name counts.
+  TensorInfo& add(std::string_view name, std::vector<int64_t> shape, Role role, bool matrix = false,
+                  std::string_view ending = "") {
     TensorInfo& t = table_.emplace_back();
-    t.name = prefix_ + name;
+    t.name.reserve(prefix_.size() + name.size() + ending.size());
+    t.name.append(prefix_).append(name).append(ending);
     t.shape = std::move(shape);
     t.role = role;
     t.layer = layer_;
     t.matrix = matrix;
     return t;
   }
-  TensorInfo& matrix(const std::string& name, int64_t out, int64_t in, Role role) {
-    return add(name + ".weight", {out, in}, role, true);
+  TensorInfo& matrix(std::string_view name, int64_t out, int64_t in, Role role) {
+    return add(name, {out, in}, role, true, ".weight");
   }
-  void norm(const std::string& name, int64_t size, Role role) { add(name + ".weight", {size}, role); }
+  void norm(std::string_view name, int64_t size, Role role) { add(name, {size}, role, false, ".weight"); }
 
   void swiglu(const std::string& prefix, int64_t width, Role role, int expert = -1) {
     const int64_t d = c.hidden_size;
@@ -79,8 +82,10 @@ class Table {
     } parts[] = {{"gate_proj", "w1", "gate_up_proj", width, d, 2 * width, 0},
                  {"up_proj", "w3", "gate_up_proj", width, d, 2 * width, width},
                  {"down_proj", "w2", "down_proj", d, width, d, 0}};
+    std::string name = prefix;
     for (const auto& part : parts) {
-      TensorInfo& t = matrix(prefix + part.name, part.out, part.in, role);
+      name.resize(prefix.size());
+      TensorInfo& t = matrix(name += part.name, part.out, part.in, role);
       t.expert = expert;
       if (expert >= 0) {  // transformers 5
         t.fused = part.fused;

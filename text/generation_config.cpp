@@ -51,9 +51,7 @@ Status read_sampling(const Json& json, Sampling* sampling) {
   return sampling->check();
 }
 
-}  // namespace
-
-lite::Result<GenerationConfig> read_generation_config(std::string_view text) {
+lite::Result<GenerationConfig> read(std::string_view text) {
   const std::string what = "read generation_config.json";
   LITE_ASSIGN(const Json json, Json::parse(text, "generation_config.json"));
   if (!json.object()) return lite::corrupt(what, ": got ", json.type_name(), ", expected an object");
@@ -61,6 +59,14 @@ lite::Result<GenerationConfig> read_generation_config(std::string_view text) {
   LITE_TRY(read_end_ids(field(json, "eos_token_id"), &out.end_ids).in(what));
   LITE_TRY(read_sampling(json, &out.sampling).in(what));
   return out;
+}
+
+}  // namespace
+
+lite::Result<GenerationConfig> read_generation_config(std::string_view text) {
+  auto config = read(text);
+  return config.ok() ? std::move(config)
+                     : config.status().with_advice("get the file again, correct it, or leave it out");
 }
 
 }  // namespace dsv3

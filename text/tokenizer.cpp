@@ -221,6 +221,15 @@ Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
 Result<Tokenizer> Tokenizer::open(const Files& files) {
+  auto tokenizer = read(files);
+  switch (tokenizer.status().code()) {
+    case lite::Code::Ok: return tokenizer;
+    case lite::Code::Unsupported: return tokenizer.status().with_advice("try a newer version");
+    default: return tokenizer.status().with_advice("get the tokenizer's files again");
+  }
+}
+
+Result<Tokenizer> Tokenizer::read(const Files& files) {
   Json config;
   if (const std::string_view* text = files("tokenizer_config.json")) {
     LITE_ASSIGN(config, Json::parse(*text, "tokenizer_config.json"));

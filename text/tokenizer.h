@@ -77,6 +77,7 @@ class Tokenizer {
 
  private:
   Tokenizer();
+  static Result<Tokenizer> read(const Files& files);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

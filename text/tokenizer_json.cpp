@@ -269,7 +269,7 @@ Result<T> in_part(const char* part, Result<T> result) {
 Result<TokenizerDefinition> read_tokenizer_json(const Json& json) {
   if (!field(json, "model").object())
     return lite::corrupt("got ", json.type_name(), json.object() ? " without an object \"model\"" : "",
-                         ", expected the tokenizer's definition; get the file again");
+                         ", expected the tokenizer's definition");
   LITE_TRY(only_fields(json, {"version", "truncation", "padding", "added_tokens", "normalizer",
                               "pre_tokenizer", "post_processor", "decoder", "model"}));
   LITE_ASSIGN(Normalizer normalizer, in_part("normalizer", Normalizer::read(field(json, "normalizer"))));

@@ -7,7 +7,6 @@
 
 #include "ggml-lite/hash.h"
 #include "ggml-lite/pack.h"
-#include "ggml-lite/pack_format.h"
 #include "tests/fuzz/fuzz.h"
 
 using namespace lite;
@@ -45,8 +44,11 @@ void put_check(std::string* bytes, size_t from, size_t n, std::string_view more 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const TempDir folder(fuzz::kMemory);
   static const std::string path = folder.path() + "/m", journal = path + ".journal";
+  static std::string partial;
   static const std::string own = [] {
     fuzz::check(start_writer(path).status());
+    partial = slurp(path + ".partial");
+    partial.resize(5 * 4096);
     return slurp(journal);
   }();
   if (size == 0) return 0;
@@ -71,8 +73,6 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (content && content->file_count > 8) return 0;  // so many files are only looked for
   const auto named = finish_naming(path);
   fuzz::check(named.status());
-  std::string partial(5 * 4096, '\0');
-  partial.replace(0, pack::kMagic.size(), pack::kMagic);
   spill(path + ".partial", partial);
   const auto writer = start_writer(path);
   fuzz::check(writer.status());

@@ -10,6 +10,7 @@
 
 #include "model/config.h"
 #include "model/tensors.h"
+#include "tests/unit/advice.h"
 
 namespace config_test {
 
@@ -187,6 +188,7 @@ inline void all_refused(const Json& base, const std::vector<Refused>& cases) {
     const auto c = Config::parse(patched(base, patch));
     CHECK(int(c.status().code()) == int(refused.code));
     CHECK_MESSAGE(c.status().message().find(refused.message) != std::string::npos, c.status().message());
+    CHECK_MESSAGE(has_advice(c.status().message()), c.status().message());
   }
 }
 

@@ -14,6 +14,7 @@
 #include "ggml-lite/file.h"
 #include "ggml-lite/pack.h"
 #include "model/tensors.h"
+#include "tests/unit/advice.h"
 #include "tests/unit/safetensors_writer.h"
 #include "tests/unit/temp_dir.h"
 
@@ -123,6 +124,7 @@ inline void refused(const Source& source, Code code, std::initializer_list<std::
   source.write(dir / "src");
   const auto summary = convert({dir / "src", dir / "m.dsv3", dtype, false});
   says(summary.status(), code, parts);
+  CHECK_MESSAGE(has_advice(summary.status().message()), summary.status().message());
   CHECK(dir.names() == std::vector<std::string>{"src"});
 }
 

@@ -174,6 +174,11 @@ TEST_CASE("convert: text files of a checkpoint") {
   refused(source, Code::InvalidArgument, {"config.json", "model_type"});
   source.files = {{"tokenizer.json", "{}"}};
   refused(source, Code::Corrupt, {"tokenizer.json", "got an object without an object \"model\""});
+  for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json",
+                           "special_tokens_map.json", "chat_template.json"}) {
+    source.files = {{name, "[]"}};
+    refused(source, Code::Corrupt, {std::string(name) + ": got a list, expected an object"});
+  }
   TempDir dir;
   source.files = {{"tokenizer.json", slurp(DSV3_SOURCE_DIR "/examples/demo-model/tokenizer.json")}};
   refused(source, Code::Corrupt, {"its largest token id is ", "vocab_size is 50"});

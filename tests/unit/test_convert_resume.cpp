@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 #include <algorithm>
+#include <functional>
 
 #include "convert/random.h"
 #include "ggml-lite/pack_journal.h"
@@ -305,6 +306,151 @@ TEST_CASE("convert: a shard that was consumed and is got again") {
   REQUIRE(convert(to(dir, "m", true)).ok());
   CHECK(slurp(dir / "m") == slurp(dir / "good"));
   CHECK(shards_in(dir / "src").empty());
+}
+
+TEST_CASE("convert: a text file that changes between two starts") {
+  TempDir dir;
+  Source source;
+  const std::string name = "special_tokens_map.json";
+  source.files[name] = "{}";
+  source.write_sharded(dir / "src");
+  REQUIRE(convert(to(dir, "good")).ok());
+  struct Change {
+    std::function<void()> make, undo;
+    std::string why, remedy;
+  };
+  const std::string text = dir / ("src/" + name), more = dir / "src/chat_template.json";
+  const Change changes[] = {
+      {[&] { spill(text, "{ }"); }, [&] { spill(text, "{}"); }, name + ": got 3 bytes with checksum ",
+       "put " + name + " back as it was, or get these files again"},
+      {[&] { fs::remove(text); }, [&] { spill(text, "{}"); },
+       "got no file " + name + ", expected 2 bytes with", "put " + name + " back, or get"},
+      {[&] { spill(more, "{}"); }, [&] { fs::remove(more); },
+       "got a file chat_template.json, expected none of this name", "take chat_template.json away, or get"}};
+  for (const Change& change : changes) {
+    CAPTURE(change.why);
+    CHECK(!interrupted(to(dir, "m")).ok());
+    change.make();
+    Notes notes;
+    REQUIRE(convert(to(dir, "m"), notes.callbacks()).ok());
+    CHECK_MESSAGE(notes.has("started over: the checkpoint has changed since: " + change.why),
+                  notes.texts.back());
+    CHECK(check(dir / "src", "", dir / "m", 1).ok());
+    fs::remove(dir / "m");
+    change.undo();
+  }
+  CHECK(!interrupted(to(dir, "m", true), 1.0).ok());
+  CHECK(!interrupted(to(dir, "m", true), 0.0).ok());  // what is durable is consumed at the start
+  for (const Change& change : changes) {
+    change.make();
+    says(convert(to(dir, "m", true)).status(), Code::InvalidArgument,
+         {".safetensors: consumed by a conversion that did not end",
+          "the checkpoint has changed since: " + change.why, change.remedy});
+    change.undo();
+  }
+  REQUIRE(convert(to(dir, "m", true)).ok());
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+}
+
+TEST_CASE("convert: partial files that are not those of the journal") {
+  TempDir dir;
+  Source source;
+  source.write(dir / "src");
+  REQUIRE(convert(to(dir, "good")).ok());
+  source.tensors["model.norm.weight"].bytes[0] ^= 1;  // the same layout
+  source.write(dir / "other");
+  ConvertOptions of_other = to(dir, "n");
+  of_other.source = dir / "other";
+  CHECK(!interrupted(of_other).ok());
+  const std::string partial = slurp(dir / "n.partial");
+
+  // Somebody else's, as long as the journal's: it stays.
+  CHECK(!interrupted(to(dir, "m")).ok());
+  const std::string journal = slurp(dir / "m.journal"), foreign = "precious" + partial.substr(8);
+  for (const bool force : {false, true}) {
+    ConvertOptions options = to(dir, "m");
+    options.force = force;
+    spill(dir / "m.partial", foreign);
+    says(convert(options).status(), Code::InvalidArgument, {"m.partial", "was not made by this program"});
+    CHECK(slurp(dir / "m.partial") == foreign);
+    CHECK(slurp(dir / "m.journal") == journal);
+  }
+  // Another conversion's: nothing of it is taken.
+  spill(dir / "m.partial", partial);
+  Notes notes;
+  REQUIRE(convert(to(dir, "m"), notes.callbacks()).ok());
+  CHECK(notes.has("is started over: its partial files are not what its journal tells of"));
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+
+  // Of several, where another layout is begun: what is not its own is no business of it.
+  fs::remove(dir / "m");
+  CHECK(!interrupted(to(dir, "m", false, 220'000)).ok());
+  std::vector<std::string> parts;
+  for (const std::string& name : dir.names())
+    if (name.starts_with("m-")) parts.push_back(name);
+  REQUIRE(parts.size() > 3);
+  spill(dir / parts[1], "precious");
+  REQUIRE(convert(to(dir, "m")).ok());
+  CHECK(slurp(dir / "m") == slurp(dir / "good"));
+  CHECK(slurp(dir / parts[1]) == "precious");
+  CHECK(std::none_of(parts.begin(), parts.end(),
+                     [&](const auto& name) { return name != parts[1] && fs::exists(dir / name); }));
+}
+
+TEST_CASE("convert: a conversion that consumed all, once more") {
+  TempDir dir;
+  const Source source;
+  for (const int64_t split : {0, 220'000}) {
+    fs::remove_all(dir / "src");
+    source.write_sharded(dir / "src");
+    ConvertOptions options = to(dir, split ? "split.dsv3" : "one.dsv3", true, split);
+    const auto summary = convert(options);
+    REQUIRE_MESSAGE(summary.ok(), summary.status().message());
+    const std::vector<std::string> names = dir.names();
+    for (const bool force : {false, true}) {
+      options.force = force;
+      says(convert(options).status(), Code::InvalidArgument, {summary->files[0].path + ": it exists"});
+      if (split || force)
+        says(convert(options).status(), Code::InvalidArgument,
+             {"is complete", "if it was made with --consume, nothing is left to do", "3 of 3 shards",
+              "get them again"});
+    }
+    options.force = false;
+    CHECK(dir.names() == names);
+    CHECK(PackFile::open(summary->files[0].path)->verify().ok());
+    Json config = source.config;  // of another checkpoint the weights are missing, whatever is there
+    config.set("rope_theta", 5000.0);
+    spill(dir / "src/config.json", config.dump());
+    if (split) says(convert(options).status(), Code::NotFound, {"read " + (dir / "src") + ": 3 of 3 shards"});
+  }
+}
+
+TEST_CASE("convert: one of a split model's files is not replaced alone") {
+  TempDir dir;
+  Source().write(dir / "src");
+  const auto summary = convert(to(dir, "m.dsv3", false, 220'000));
+  REQUIRE(summary.ok());
+  const std::vector<std::string> names = dir.names();
+  for (const lite::PackPart& part : {summary->files.front(), summary->files.back()}) {
+    ConvertOptions options = to(dir, "m.dsv3");
+    options.out = part.path;
+    RandomOptions random;
+    random.config = dir / "src/config.json";
+    random.out = part.path;
+    for (const bool force : {false, true}) {
+      options.force = random.force = force;
+      const std::string what = part.path == summary->files[0].path ? "it is file 1 of the " : " of a model";
+      says(convert(options).status(), Code::InvalidArgument,
+           {part.path, what, "--force and the model's name"});
+      says(write_random_model(random, {}).status(), Code::InvalidArgument, {part.path, what});
+    }
+  }
+  CHECK(dir.names() == names);
+  CHECK(PackFile::open(summary->files[0].path)->verify().ok());
+  ConvertOptions all = to(dir, "m.dsv3");
+  all.force = true;
+  REQUIRE(convert(all).ok());
+  CHECK(dir.names().size() == 2);
 }
 
 TEST_CASE("convert: --force replaces a model that is split otherwise, and no other file") {

@@ -1,6 +1,7 @@
 // generation_config.json: what the released files say, and what is refused.
 #include <doctest/doctest.h>
 
+#include "tests/unit/advice.h"
 #include "text/generation_config.h"
 
 using namespace dsv3;
@@ -21,6 +22,7 @@ void refused(const std::string& text, Code code, const std::string& part) {
   CHECK_MESSAGE(config.status().message().starts_with("read generation_config.json: "),
                 config.status().message());
   CHECK_MESSAGE(config.status().message().find(part) != std::string::npos, config.status().message());
+  CHECK_MESSAGE(has_advice(config.status().message()), config.status().message());
 }
 
 }  // namespace

@@ -77,6 +77,10 @@ TEST_CASE("pack: random files come back as they were") {
     REQUIRE(file->items().size() == names.size() + c.aliases.size());
     CHECK(std::is_sorted(file->items().begin(), file->items().end(),
                          [](const auto& a, const auto& b) { return a.entry.name < b.entry.name; }));
+    for (const auto& near : file->items()) {
+      for (const auto& item : file->items()) CHECK(file->find(item.entry.name, &near) == &item);
+      for (const char* none : {"", "a", "none", "\u00ff"}) CHECK(file->find(none, &near) == nullptr);
+    }
     for (size_t i = 0; i < c.extents.size(); ++i) {
       std::vector<std::string_view> expected;
       for (const PackEntry& e : c.extents[i].tensors) {

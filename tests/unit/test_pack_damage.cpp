@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 
+#include "tests/unit/advice.h"
 #include "tests/unit/pack_sample.h"
 #include "tests/unit/temp_dir.h"
 
@@ -265,6 +266,7 @@ TEST_CASE("pack: every field is checked") {
     CHECK(file.status().code() == c.code);
     CHECK_MESSAGE(file.status().message().find(c.message) != std::string::npos, file.status().message());
     CHECK(file.status().message().starts_with("open " + (dir / "bad")));
+    CHECK_MESSAGE(has_advice(file.status().message()), file.status().message());
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "convert/checkpoint.h"
 #include "convert/safetensors.h"
+#include "tests/unit/advice.h"
 #include "tests/unit/safetensors_writer.h"
 #include "tests/unit/temp_dir.h"
 
@@ -29,6 +30,7 @@ void refused(const std::string& bytes, const std::string& why, Code code = Code:
   CHECK_MESSAGE(file.status().message().find(why) != std::string::npos, file.status().message());
   CHECK(file.status().message().find("x.safetensors") != std::string::npos);
   CHECK(file.status().message().find('\x1b') == std::string::npos);
+  CHECK_MESSAGE(has_advice(file.status().message()), file.status().message());
 }
 
 // A header with these members and so many bytes of data.
@@ -192,6 +194,7 @@ void refused_folder(const TempDir& dir, Code code, std::initializer_list<std::st
   const auto checkpoint = Checkpoint::open(dir.path());
   REQUIRE(!checkpoint.ok());
   CHECK(checkpoint.status().code() == code);
+  CHECK_MESSAGE(has_advice(checkpoint.status().message()), checkpoint.status().message());
   for (const std::string& part : parts)
     CHECK_MESSAGE(checkpoint.status().message().find(part) != std::string::npos,
                   checkpoint.status().message());

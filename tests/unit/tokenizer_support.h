@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "ggml-lite/json.h"
+#include "tests/unit/advice.h"
 #include "text/tokenizer.h"
 
 namespace tokenizer_test {
@@ -87,6 +88,7 @@ inline void refused(const FileMap& files, Code code, const std::string& message)
   CHECK(tokenizer.status().code() == code);
   CHECK_MESSAGE(tokenizer.status().message().find(message) != std::string::npos,
                 tokenizer.status().message());
+  CHECK_MESSAGE(has_advice(tokenizer.status().message()), tokenizer.status().message());
 }
 
 // ---- a small tokenizer.json to change
