@@ -97,6 +97,7 @@ Result<HostCopy> HostCopy::read(const PackFile& file, std::span<const int> proce
   }
   threads.clear();
   LITE_TRY(failed.in("copy " + file.path()));
+  if (progress && !cancelled) cancelled = !progress(total, total);
   if (cancelled) return Status(Code::Cancelled, "copy " + file.path() + ": cancelled");
   return copy;
 }

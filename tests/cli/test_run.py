@@ -44,7 +44,7 @@ class Text(Case):
     def test_every_way_to_compute(self):
         n = len(FIRST["new_ids"])
         for options in (["-t", 1], ["-t", 2], ["--attention", "expanded"], ["--attention", "absorbed"], ["-c", 100],
-                        ["--backend", "ref"]):
+                        ["--backend", "ref"], ["--load", "copy"]):
             with self.subTest(options):
                 self.assertEqual(self.ok(greedy(FIRST["prompt"], "-n", n, *options)).decode(), FIRST["text"])
         for options in (["--gemm", "fp8"], ["--gemm", "fp8:f32"], ["--gemm", "fp8:ue8m0"], ["--kv", "bf16"]):

@@ -287,6 +287,38 @@ TEST_CASE("what computes a model is told when it is opened, and a wrong name of 
   CHECK(lines.size() == 1);
 }
 
+TEST_CASE("weights copied into memory compute the same; the copy can be stopped") {
+  auto o = sized<dsv3_model_options>();
+  int64_t done = 0;
+  o.load = "copy";
+  o.progress_user = &done;
+  o.progress = [](void* user, int64_t now, int64_t total) {
+    CHECK(now <= total);
+    *static_cast<int64_t*>(user) = now;
+    return 0;
+  };
+  for (const char* name :
+       {"ds3-fp8", "ds3-mtp"}) {  // experts in extents of their own; tensors that name others
+    const Model mapped = open(name);
+    dsv3_model* m = nullptr;
+    ok(dsv3_model_open(packed(name).c_str(), &o, &m));
+    const Model copied(m);
+    CHECK(done > info(copied).file_bytes / 2);
+    const auto computed = [&](const Model& model) {
+      const Session s = session(model, options(32, 1));
+      ok(eval(s, {1, 2, 3, 4}));
+      return logits(s, 3, info(model).vocab_size);
+    };
+    CHECK(computed(copied) == computed(mapped));
+  }
+  dsv3_model* m = nullptr;
+  o.progress = [](void*, int64_t, int64_t) { return 1; };
+  failed(dsv3_model_open(packed("ds3-fp8").c_str(), &o, &m), DSV3_CANCELLED, "copy ");
+  o.load = "carry";
+  failed(dsv3_model_open(packed("ds3-fp8").c_str(), &o, &m), kInvalid,
+         "load: got \"carry\", expected map or copy");
+}
+
 TEST_CASE("the API refuses what is out of range or does not fit together") {
   const Model model = open("ds3-f32"), layer_model = open("moe-transformer"), labels = open("qwen3-moe-tag");
   const Session s = session(model, options(32, 2)), tagger = session(labels, options(32, 1));
