@@ -47,10 +47,10 @@ struct Tiles {
 constexpr int64_t kTile = 16, kTileColumns = 32, kTileSpan = 256;  // positions of a row of exponentials
 
 struct Kernels {
-  // y[t * y_stride + o] = sum_k w[o][k] * x[t][k] for o < n, t < tokens <= kGemvTokens. Decode: every weight is read
-  // once, several rows at a time. w_stride in bytes, y_stride in elements; x as gemv_prepare left it.
+  // y[t * y_stride + o] (+)= sum_k w[o][k] * x[t][k] for o < n, t < tokens <= kGemvTokens. Decode: every weight is read
+  // once, several rows at a time. w_stride in bytes, y_stride in elements; x as gemv_prepare left it. add: to what is in y.
   void (*gemv)(Elem type, const void* w, int64_t w_stride, int64_t n, int64_t k, const float* x,
-               int64_t tokens, float* y, int64_t y_stride);
+               int64_t tokens, float* y, int64_t y_stride, bool add);
   // Token t's row of k values to where gemv reads them: x has tokens * round_up(k, 64) places, 64 of one token after 64
   // of the next, so that no two tokens compete for a line of the cache; zeros behind the row's end.
   void (*gemv_prepare)(Elem type, const float* from, int64_t k, int64_t t, int64_t tokens, float* x);

@@ -58,9 +58,13 @@ void rows(const uint8_t* w, int64_t w_stride, int64_t k, const uint16_t* from, c
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) sum[r][t] = V::zero();
   const char* x = reinterpret_cast<const char*>(from);
-  for (; k >= kF16Block; k -= kF16Block, w += kF16Block, x += T * kF16Block * 2, factor += T)
+  for (; k >= kF16Block; k -= kF16Block, w += kF16Block, x += T * kF16Block * 2, factor += T) {
+    // The rows after these: short rows end before the machine has seen where they lead.
+    for (int r = 0; r < R; ++r)
+      for (int half = 0; half < 2; ++half) __builtin_prefetch(w + (R + r) * w_stride + half * 64);
     block<R, T>([&](int r, int half) { return _mm512_loadu_si512(w + r * w_stride + half * 64); }, x, factor,
                 sum);
+  }
   if (k > 0) {
     const uint64_t live[2] = {k >= 64 ? ~uint64_t(0) : (uint64_t(1) << k) - 1,
                               k > 64 ? (uint64_t(1) << (k - 64)) - 1 : 0};

@@ -76,16 +76,21 @@ inline void gemv_step(const typename D::Raw (&raw)[R], const float* x, typename 
 
 // R weight rows with T tokens, all lanes along k: R x T sums stay in registers.
 template <class V, class D, Elem type, int R, int T>
-void gemv_block(const char* w, int64_t w_stride, int64_t k, const float* x, float* y, int64_t y_stride) {
+void gemv_block(const char* w, int64_t w_stride, int64_t k, const float* x, float* y, int64_t y_stride,
+                bool add) {
   typename V::Reg sum[R][T];
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) sum[r][t] = V::zero();
   typename D::Raw raw[R];
-  for (; k >= 64; k -= 64, w += 64 * bytes_of(type), x += 64 * T)
+  for (; k >= 64; k -= 64, w += 64 * bytes_of(type), x += 64 * T) {
+    // The rows after these: short rows end before the machine has seen where they lead.
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < bytes_of(type); ++i) __builtin_prefetch(w + (R + r) * w_stride + i * 64);
     for (int i = 0; i < 64; i += D::kStep) {
       for (int r = 0; r < R; ++r) raw[r] = D::load(w + r * w_stride + i * bytes_of(type));
       gemv_step<V, D, R, T, 0>(raw, x + i, sum);
     }
+  }
   for (int i = 0; i < k; i += D::kStep) {
     const int64_t n = k - i < D::kStep ? k - i : D::kStep;
     for (int r = 0; r < R; ++r) raw[r] = D::load_first(w + r * w_stride + i * bytes_of(type), n);
@@ -94,40 +99,42 @@ void gemv_block(const char* w, int64_t w_stride, int64_t k, const float* x, floa
   float sums[R * T];
   sums_of<V, R * T>(&sum[0][0], sums);
   for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t) y[t * y_stride + r] = sums[r * T + t];
+    for (int t = 0; t < T; ++t)
+      y[t * y_stride + r] = add ? y[t * y_stride + r] + sums[r * T + t] : sums[r * T + t];
 }
 
 template <class V, class D, Elem type, int T>
 void gemv_tokens(const char* w, int64_t w_stride, int64_t n, int64_t k, const float* x, float* y,
-                 int64_t y_stride) {
+                 int64_t y_stride, bool add) {
   // As many rows as registers allow: each row is a stream of memory, and a token's values are loaded once for all.
   constexpr int R = V::kRegisters >= 32 ? (T <= 3 ? 4 : T <= 5 ? 3 : 2) : (T <= 2 ? 4 : T <= 4 ? 2 : 1);
   int64_t o = 0;
-  for (; o + R <= n; o += R) gemv_block<V, D, type, R, T>(w + o * w_stride, w_stride, k, x, y + o, y_stride);
-  for (; o < n; ++o) gemv_block<V, D, type, 1, T>(w + o * w_stride, w_stride, k, x, y + o, y_stride);
+  for (; o + R <= n; o += R)
+    gemv_block<V, D, type, R, T>(w + o * w_stride, w_stride, k, x, y + o, y_stride, add);
+  for (; o < n; ++o) gemv_block<V, D, type, 1, T>(w + o * w_stride, w_stride, k, x, y + o, y_stride, add);
 }
 
 template <class V, class D, Elem type, int T = 1>
 void gemv_of(const char* w, int64_t w_stride, int64_t n, int64_t k, const float* x, int64_t tokens, float* y,
-             int64_t y_stride) {
+             int64_t y_stride, bool add) {
   if constexpr (T < kGemvTokens)
-    if (tokens > T) return gemv_of<V, D, type, T + 1>(w, w_stride, n, k, x, tokens, y, y_stride);
-  gemv_tokens<V, D, type, T>(w, w_stride, n, k, x, y, y_stride);
+    if (tokens > T) return gemv_of<V, D, type, T + 1>(w, w_stride, n, k, x, tokens, y, y_stride, add);
+  gemv_tokens<V, D, type, T>(w, w_stride, n, k, x, y, y_stride, add);
 }
 
 template <class V, template <class, Elem> class Reader>
 void gemv(Elem type, const void* w, int64_t w_stride, int64_t n, int64_t k, const float* x, int64_t tokens,
-          float* y, int64_t y_stride) {
+          float* y, int64_t y_stride, bool add) {
   const char* const from = static_cast<const char*>(w);
   switch (type) {
     case Elem::F32:
-      return gemv_of<V, Reader<V, Elem::F32>, Elem::F32>(from, w_stride, n, k, x, tokens, y, y_stride);
+      return gemv_of<V, Reader<V, Elem::F32>, Elem::F32>(from, w_stride, n, k, x, tokens, y, y_stride, add);
     case Elem::Bf16:
-      return gemv_of<V, Reader<V, Elem::Bf16>, Elem::Bf16>(from, w_stride, n, k, x, tokens, y, y_stride);
+      return gemv_of<V, Reader<V, Elem::Bf16>, Elem::Bf16>(from, w_stride, n, k, x, tokens, y, y_stride, add);
     case Elem::F16:
-      return gemv_of<V, Reader<V, Elem::F16>, Elem::F16>(from, w_stride, n, k, x, tokens, y, y_stride);
+      return gemv_of<V, Reader<V, Elem::F16>, Elem::F16>(from, w_stride, n, k, x, tokens, y, y_stride, add);
     case Elem::F8:
-      return gemv_of<V, Reader<V, Elem::F8>, Elem::F8>(from, w_stride, n, k, x, tokens, y, y_stride);
+      return gemv_of<V, Reader<V, Elem::F8>, Elem::F8>(from, w_stride, n, k, x, tokens, y, y_stride, add);
   }
 }
 
