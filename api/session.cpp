@@ -89,6 +89,12 @@ std::string memory_text(const dsv3::SessionPlan& plan) {
   return text;
 }
 
+int64_t weights_on_gpus(const dsv3::SessionPlan& plan) {
+  int64_t bytes = 0;
+  for (size_t device = 1; device < plan.memory.size(); ++device) bytes += plan.memory[device].weights;
+  return bytes;
+}
+
 dsv3_memory memory_of(const dsv3::Model& model, const dsv3::SessionPlan& plan) {
   dsv3_memory memory = {};
   memory.weights = model.file().file_bytes();
@@ -144,6 +150,11 @@ dsv3_status dsv3_session_new(dsv3_model* model, const dsv3_session_options* opti
                       "; weights will be read from the disk again and again",
                   DSV3_LOG_WARNING);
     if (plan.memory.size() > 1) model->info(memory_text(plan), DSV3_LOG_INFO);
+    if (o.gpu_memory > 0 && o.gpu_memory <= dsv3::kDriverEstimate && weights_on_gpus(plan) == 0)
+      model->info(
+          lite::str("gpu_memory is ", gib(o.gpu_memory), ", and a GPU's driver alone is estimated to take ",
+                    gib(dsv3::kDriverEstimate), ": nothing is placed on a GPU, the host computes all"),
+          DSV3_LOG_WARNING);
     LITE_TRY(s->session->allocate());
     const size_t vocab = size_t(model->model->config().vocab_size);
     s->masked.resize(vocab);

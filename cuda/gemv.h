@@ -223,6 +223,11 @@ __device__ int place_of_sum() {
   const int i = lane() / (kWarp / (kTokens * kRows));
   return i / kRows * kWarpRows + i % kRows;
 }
+// Whether the lane is the one that stores the sum at its place.
+template <int kTokens>
+__device__ bool stores_sum() {
+  return lane() % (kWarp / (kTokens * rows_at_once(kTokens))) == 0;
+}
 
 // Calls f.run_tokens<k>(args...) with the least k of 1, 2, 4 and 8 that n is not more than; n is at most kMost.
 template <int kMost, int k = 1, class F, class... A>

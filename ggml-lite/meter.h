@@ -17,7 +17,7 @@ struct Ceilings {
 class Meter {
  public:
   virtual ~Meter() = default;
-  // Takes about 30 ms for each ceiling. Device: a GPU's error.
+  // Takes about 60 ms for each ceiling. Device: a GPU's error.
   virtual Result<Ceilings> measure() = 0;
 };
 

@@ -14,9 +14,6 @@ Session::Session(Model& model, const SessionOptions& options)
     if (l.moe) most_experts_ = std::max(most_experts_, l.num_experts_per_tok);
 }
 
-// What the driver and its tables take of a GPU before anything of ours is there; half a GiB is rarely too little.
-constexpr int64_t kDriverEstimate = int64_t(512) << 20;
-
 // Bytes of experts that are brought to a GPU at once: a quarter of a layer's, so that one is computed while the next is on its
 // way, and never more than half a GiB.
 int64_t streamed_bytes(const Config& c, const Parts& parts) {

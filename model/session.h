@@ -24,6 +24,9 @@
 
 namespace dsv3 {
 
+// What the driver and its tables take of a GPU before anything of ours is there; half a GiB is rarely too little.
+constexpr int64_t kDriverEstimate = int64_t(512) << 20;
+
 struct SessionOptions {
   int32_t context, max_seqs, max_batch_tokens, max_logits, n_threads;
   Device device;

@@ -99,9 +99,11 @@ struct Hidden {
         const Matrix& m = which == 0 ? f.gate : f.up;
         const Gathered x = {l.input(m, 0), l.rounds(m) ? l.x.n : l.x.row_stride, task.token, task.n};
 #pragma unroll 1
-        for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens))
-          part[(which * kStageWarps + warp()) * sums + r + place_of_sum<kTokens>()] =
-              products<kTokens>(m, mine, r, f.up.rows - 1, x, columns);
+        for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens)) {
+          const float sum = products<kTokens>(m, mine, r, f.up.rows - 1, x, columns);
+          if (stores_sum<kTokens>())
+            part[(which * kStageWarps + warp()) * sums + r + place_of_sum<kTokens>()] = sum;
+        }
       }
     }
     sync_block();
@@ -173,7 +175,7 @@ struct Down {
     for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens)) {
       const float sum =
           products<kTokens>(f.down, out, r, l.x.n - 1, {l.w.hidden, l.width, task.pair, task.n}, columns);
-      if (token < task.n)
+      if (stores_sum<kTokens>() && token < task.n)
         part[((task.pair[token] - first) * kStageWarps + k) * kWarpRows + place % kWarpRows + r] = sum;
     }
   }

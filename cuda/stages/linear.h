@@ -37,9 +37,10 @@ struct Linear {
       const Gathered from = {x.row(first, h), x.row_stride, nullptr, int(n)};
       const Columns columns = columns_of(w.cols, split, warp() % split);
 #pragma unroll 1
-      for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens))
-        part[warp() * sums + r + place_of_sum<kTokens>()] =
-            products<kTokens>(w, row0 + mine, r, row0 + head.out - 1, from, columns);
+      for (int r = 0; r < kWarpRows; r += rows_at_once(kTokens)) {
+        const float sum = products<kTokens>(w, row0 + mine, r, row0 + head.out - 1, from, columns);
+        if (stores_sum<kTokens>()) part[warp() * sums + r + place_of_sum<kTokens>()] = sum;
+      }
     }
     sync_block();
     const int group = thread() / sums, t = thread() % sums / kWarpRows;

@@ -210,6 +210,11 @@ class Divided(CudaCase):
         row, = json.loads(self.ok(program(self.program, *args)))
         self.assertNotIn("crossings", row)
 
+    def test_nothing_placed(self):
+        result = program(self.program, "run", packed(DEMO), "-p", "a", "-n", 1, "-q", "--backend", "cuda", "--gpu-memory", "100M")
+        self.ok(result)
+        self.assertIn(b"gpu_memory is 0.10 GiB, and a GPU's driver alone is estimated to take 0.50 GiB", result.stderr)
+
     def test_refused(self):
         self.fails(program("dsv3", "run", packed(DEMO), "-p", "a", "--gpu-memory", "1G"), "open the model with one")
         self.fails(program(self.program, "run", packed(DEMO), "-p", "a", "--backend", "cuda", "--place", "head=cuda:1"),
