@@ -164,7 +164,8 @@ Status Model::check_tensors() const {
 Tensor Model::tensor(const std::string& name) const {
   const auto at = by_name().find(name);
   if (at == by_name().end()) return {};
-  if (const lite::PackFile::Item* item = items_[at->second]) return copy_ ? copy_->tensor(*item) : item->tensor;
+  if (const lite::PackFile::Item* item = items_[at->second])
+    return copy_ ? copy_->tensor(*item) : item->tensor;
   const std::string& same_as = table_[at->second].same_as;
   return same_as.empty() ? Tensor() : tensor(same_as);
 }

@@ -361,7 +361,8 @@ void ComputeOptions::add_device_to(CLI::App* command) {
       ->capture_default_str();
   command
       ->add_option("--load", load,
-                   "weights: map, read from the file as they are needed; copy, all into memory first, in huge pages and "
+                   "weights: map, read from the file as they are needed; copy, all into memory first, in "
+                   "huge pages and "
                    "divided among NUMA nodes")
       ->check(CLI::IsMember({"map", "copy"}))
       ->capture_default_str();
