@@ -174,8 +174,9 @@ typedef struct dsv3_verify_options {
 
 /* Compares all data of a packed file with its checksums, at the speed of the disk; a few threads, a MB each. Goes
  * on to the end whatever it finds. Opening a file, here and elsewhere, has compared the rest of it, the index, already:
- * so any changed bit is found. Errors: CORRUPT when anything differs or cannot be read, NOT_FOUND, IO,
- * UNSUPPORTED, CANCELLED. Any thread. */
+ * so any changed bit is found. It compares bytes and looks at nothing they mean: what it finds whole may still be refused
+ * when it is opened as a model (a section of an unknown name, say). Errors: CORRUPT when anything differs or cannot be
+ * read, NOT_FOUND, IO, UNSUPPORTED, CANCELLED. Any thread. */
 DSV3_API dsv3_status dsv3_verify(const char* path, const dsv3_verify_options* options);
 
 /* ---- text ------------------------------------------------------------------------------------------------ */

@@ -8,6 +8,7 @@
 #include <new>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "convert/convert.h"
 #include "convert/match.h"
@@ -88,7 +89,7 @@ class Export {
 
  private:
   Status collect(const Provenance& provenance);
-  Status collect_fused(const std::vector<std::string>& names);
+  Status collect_fused(const Config& config, const std::vector<std::string>& names);
   void add(const std::string& name, const PackFile::Item& item);
   Status verify(Progress* progress) const;
   Status write_all(ExportSummary* summary, Progress* progress);
@@ -168,7 +169,10 @@ void Export::add(const std::string& name, const PackFile::Item& item) {
 }
 
 Status Export::collect(const Provenance& provenance) {
-  if (!provenance.fused.empty()) LITE_TRY(collect_fused(provenance.fused));
+  const Json* json = file_.json().find("config");
+  if (!json) return corrupt("its JSON block has no \"config\"");
+  LITE_ASSIGN(const Config config, Config::parse(*json));
+  if (!provenance.fused.empty()) LITE_TRY(collect_fused(config, provenance.fused));
   for (const PackFile::Item& item : file_.items())
     if (!in_fused_.contains(item.entry.name)) add(item.entry.name, item);
   std::unordered_set<std::string_view> names;
@@ -178,21 +182,24 @@ Status Export::collect(const Provenance& provenance) {
 }
 
 // Puts the rows of all experts together again; the table says whose they are.
-Status Export::collect_fused(const std::vector<std::string>& names) {
-  const Json* config = file_.json().find("config");
-  if (!config) return corrupt("its JSON block has no \"config\"");
-  LITE_ASSIGN(const Config parsed, Config::parse(*config));
+Status Export::collect_fused(const Config& config, const std::vector<std::string>& names) {
+  // A few words can ask for any number of layers and experts: nothing is listed that the file cannot have.
+  if (const int64_t fewest = fewest_tensors(config); fewest > int64_t(file_.items().size()))
+    return corrupt("it holds ", file_.items().size(), " tensors, but its configuration asks for at least ",
+                   fewest);
   std::unordered_map<std::string, std::vector<const TensorInfo*>> parts;  // in order: expert, then row
-  const std::vector<TensorInfo> table = tensor_table(parsed);
+  const std::vector<TensorInfo> table = tensor_table(config);
   for (const TensorInfo& info : table)
     if (info.fused) parts[info.fused_name()].push_back(&info);
   for (const std::string& name : names) {
     const auto found = parts.find(name);
     if (found == parts.end())
       return corrupt(kProvenance, " names a tensor \"", name, "\" that the model cannot have");
-    const std::vector<int64_t> shape = found->second[0]->fused_shape();
+    const std::vector<const TensorInfo*> infos = std::exchange(found->second, {});
+    if (infos.empty()) return corrupt(kProvenance, " names the tensor \"", name, "\" twice");
+    const std::vector<int64_t> shape = infos[0]->fused_shape();
     Out out{name, {}, shape, {}, 0}, scales{name + kScaleSuffix, {}, shape, {}, 0};
-    for (const TensorInfo* info : found->second) {
+    for (const TensorInfo* info : infos) {
       const PackFile::Item* item = file_.find(info->name);
       if (!item) return corrupt("tensor \"", info->name, "\" is missing");
       const lite::PackEntry& e = item->entry;

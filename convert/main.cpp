@@ -254,7 +254,9 @@ int main(int argc, char** argv) {
       "Progress and notes go to stderr. OUT appears only when it is complete; until then it is OUT.partial, "
       "and "
       "what\n"
-      "is done is noted in OUT.journal: after an interruption or a full disk the same command goes on.\n"
+      "is done is noted in OUT.journal: after an interruption or a full disk the same command goes on. Of "
+      "--random\n"
+      "nothing is kept: the same command starts over, and makes the same file.\n"
       "Exit codes: 0 done; 1 failed, with one line saying why; 2 wrong usage; 130 stopped by Ctrl-C and 143 "
       "by a\n"
       "termination signal.");

@@ -42,6 +42,9 @@ class Matcher {
 
  private:
   bool has_mtp() const;
+  bool has_layer(size_t layer) const;
+  bool has_fused_experts(size_t layer) const;
+  Status list(const Config& config);
   void match(const TensorInfo& info);
   std::optional<DType> check_type(const Checkpoint::Tensor& tensor, bool scale);
   bool check_scale(const Planned& t, const Checkpoint::Tensor& scale, bool fused);
@@ -61,15 +64,50 @@ bool Matcher::has_mtp() const {
   });
 }
 
-Result<Match> Matcher::run(const Config& config, const std::function<void(const std::string&)>& note) {
+// Whether the checkpoint has any tensor of that layer.
+bool Matcher::has_layer(size_t layer) const {
+  const std::string prefix = lite::str("model.layers.", layer, ".");
+  const auto first = checkpoint_.tensors().lower_bound(prefix);
+  return first != checkpoint_.tensors().end() && first->first.starts_with(prefix);
+}
+
+bool Matcher::has_fused_experts(size_t layer) const {
+  TensorInfo info;
+  info.layer = int(layer);
+  info.fused = "down_proj";
+  const Checkpoint::Tensor* found = checkpoint_.find(info.fused_name());
+  return found && !found->entry->shape.empty() &&
+         found->entry->shape[0] == out_.config.layers[layer].n_routed_experts;
+}
+
+// Sets configuration and table. A few words in config.json can ask for any number of layers and experts: of more than
+// real models have, nothing is listed that the checkpoint cannot have. Else the names of what is missing say more.
+Status Matcher::list(const Config& config) {
+  constexpr int64_t kReal = 1 << 16;
   out_.config = config;
+  int64_t fewest = fewest_tensors(config);
+  if (fewest > kReal)
+    for (size_t i = 0; i < config.layers.size(); ++i)
+      if (has_fused_experts(i)) fewest -= 2 * config.layers[i].n_routed_experts;
+  if (fewest > std::max(kReal, int64_t(checkpoint_.tensors().size())))
+    return not_found("convert ", checkpoint_.folder(), ": it has ", checkpoint_.tensors().size(),
+                     " tensors, but its config.json asks for at least ", fewest,
+                     "; the checkpoint is incomplete, or config.json is another model's: get both again");
   out_.table = tensor_table(config);
-  if (config.num_nextn_predict_layers > 0 && !has_mtp()) {
+  return {};
+}
+
+Result<Match> Matcher::run(const Config& config, const std::function<void(const std::string&)>& note) {
+  bool complete = config.num_nextn_predict_layers == 0 || has_layer(size_t(config.num_hidden_layers));
+  if (complete) {
+    LITE_TRY(list(config));
+    complete = config.num_nextn_predict_layers == 0 || has_mtp();
+  }
+  if (!complete) {
     note(
         "the checkpoint has no multi-token-prediction layer, although config.json says so; converting "
         "without it");
-    out_.config = config.without_mtp();
-    out_.table = tensor_table(out_.config);
+    LITE_TRY(list(config.without_mtp()));
   }
   for (const TensorInfo& info : out_.table) match(info);
   LITE_TRY(report());

@@ -41,7 +41,7 @@ Result<File> File::open(const std::string& path) {
   if (fstat(fd, &s) != 0) return errno_status("open " + path, errno);
   if (!S_ISREG(s.st_mode))
     return invalid_argument("open ", path, ": got ", S_ISDIR(s.st_mode) ? "a folder" : "a device or pipe",
-                            ", expected a file");
+                            ", expected a file; give the path of a file");
   file.bytes_ = s.st_size;
   return file;
 }

@@ -123,6 +123,7 @@ struct PackWriter::Impl {
   Status check_disk() const;
   int64_t allocated() const;
   int64_t total_bytes() const;
+  int64_t not_allocated() const;
   Status write_at(size_t file, int64_t offset, std::span<const std::byte> bytes) const;
   Status explain(Status failure, int error) const;
   void finish_extent(size_t extent, uint64_t checksum);
@@ -445,9 +446,14 @@ int64_t PackWriter::Impl::allocated() const {
   return bytes;
 }
 
+// Bytes that the disk must still have for all of it. What an earlier writer left has its place, durable or not.
+int64_t PackWriter::Impl::not_allocated() const {
+  return std::max<int64_t>(0, total_bytes() - allocated());
+}
+
 Status PackWriter::Impl::check_disk() const {
-  int64_t now = 0, peak = 0, all = -durable_bytes;
-  for (const PackPart& part : parts) all += part.bytes;
+  int64_t now = 0, peak = 0;
+  const int64_t all = std::min(total_bytes() - durable_bytes, not_allocated());
   for (size_t i = 0; i < extents.size(); ++i) {
     if (state[i] == State::ToDo) now += int64_t(extents[i].bytes);
     peak = std::max(peak, now);
@@ -461,8 +467,7 @@ Status PackWriter::Impl::explain(Status failure, int error) const {
   if (error != ENOSPC && error != EDQUOT) return failure;
   struct statvfs disk;
   if (::fstatvfs(fds[0], &disk) != 0) return failure;
-  const int64_t left = std::max<int64_t>(0, total_bytes() - allocated());
-  return {failure.code(), str(failure.message(), "; ", left, " more bytes are needed and ",
+  return {failure.code(), str(failure.message(), "; ", not_allocated(), " more bytes are needed and ",
                               int64_t(disk.f_bavail) * int64_t(disk.f_frsize), " available")};
 }
 

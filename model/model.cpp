@@ -57,9 +57,7 @@ Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
   auto config = Config::parse(*json);
   if (!config.ok()) return config.status().in("open " + path);
   // A few words can ask for any number of layers and experts: nothing is listed that the file cannot have.
-  int64_t fewest = 0;
-  for (const LayerConfig& l : config->layers) fewest += 1 + 2 * l.n_routed_experts;
-  if (fewest > int64_t(file.items().size()))
+  if (const int64_t fewest = fewest_tensors(*config); fewest > int64_t(file.items().size()))
     return lite::corrupt("open ", path, ": it holds ", file.items().size(),
                          " tensors, but its configuration asks for at least ", fewest, "; convert again");
   auto model = std::unique_ptr<Model>(new Model(std::move(file), std::move(*config)));

@@ -16,6 +16,12 @@ const char* role_name(Role role) {
   return "?";
 }
 
+int64_t fewest_tensors(const Config& config) {
+  int64_t fewest = 0;
+  for (const LayerConfig& l : config.layers) fewest += 1 + 2 * l.n_routed_experts;
+  return fewest;
+}
+
 std::string TensorInfo::fused_name() const {
   return fused ? lite::str("model.layers.", layer, ".mlp.experts.", fused) : "";
 }

@@ -37,4 +37,7 @@ struct TensorInfo {
 // In the order of the computation; the tensors of one expert follow each other: gate, up, down.
 std::vector<TensorInfo> tensor_table(const Config& config);
 
+// No model of this configuration has fewer tensors, where each expert has its own; costs nothing, unlike the table.
+int64_t fewest_tensors(const Config& config);
+
 }  // namespace dsv3

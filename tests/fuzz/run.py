@@ -2,7 +2,7 @@
 """Runs fuzz targets one after the other and prints what each did: run.py BIN_DIR [--seconds N | --runs N] [NAME...]
 
 Each target begins with the inputs in corpus/NAME, then changes them: for so many seconds each, or, with --runs, so many
-times with a fixed seed (and 12 seconds at most), which does the same at every run. New inputs that reach new code are kept in BIN_DIR/corpus and
+times with a fixed seed (and 8 seconds at most), which does the same at every run. New inputs that reach new code are kept in BIN_DIR/corpus and
 used again. What breaks a target is left in BIN_DIR/findings; exits 1 if there is anything."""
 import argparse, pathlib, re, subprocess, sys
 
@@ -18,7 +18,7 @@ def run(target, name, bin_dir, options):
     if words.exists():
         command.append(f"-dict={words}")
     if options.runs is not None:
-        command += ["-seed=1", f"-runs={options.runs}", "-max_total_time=12"]
+        command += ["-seed=1", f"-runs={options.runs}", "-max_total_time=8"]
     else:
         kept = bin_dir / "corpus" / name
         kept.mkdir(parents=True, exist_ok=True)

@@ -148,10 +148,15 @@ TEST_CASE("export: a provenance that lies leads nowhere") {
   says(with(R"({"dtype": 3})", empty), Code::Corrupt, {"dtype is not what it should be"});
   says(with(R"({"dropped": [3]})", empty), Code::Corrupt, {"dropped is not"});
   says(with(R"({"fused": ["a"]})", empty), Code::Corrupt, {"no \"config\""});
-  says(with(R"({"fused": ["a"]})", model), Code::Corrupt, {"a tensor \"a\" that the model cannot have"});
+  says(with(R"({"fused": ["a"]})", model), Code::Corrupt,
+       {"it holds 1 tensors, but its configuration asks for at least "});
   says(with(R"({"fused": ["model.layers.1.mlp.experts.down_proj"]})", model), Code::Corrupt,
-       {"experts.0.down_proj.weight\" is missing"});
-  CHECK(with("{}", empty).ok());
+       {"it holds 1 tensors, but its configuration asks for at least "});
+  says(with("{}", empty), Code::Corrupt, {"no \"config\""});
+  Json nonsense{Json::Object()};
+  nonsense.set("config", 3);
+  CHECK(!with("{}", nonsense).ok());
+  CHECK(with("{}", model).ok());
 }
 
 TEST_CASE("check: what differs is named") {

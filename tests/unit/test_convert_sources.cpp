@@ -95,6 +95,48 @@ TEST_CASE("convert: from the cache, by name") {
        {"model.safetensors: it is a link to ", ", and nothing is there"});
 }
 
+// A copy of a packed file whose provenance names one tensor of all experts many times.
+static std::string named_again(const PackFile& file, const std::string& path) {
+  const Json provenance = *Json::parse(std::string(*file.section("provenance.json")), "provenance.json");
+  const std::string first = *provenance.find("fused")->array()->at(0).string();
+  Json again{Json::Object()};
+  again.set("dtype", "keep");
+  again.set("fused", Json::Array(20'000, first));
+  std::vector<lite::PackExtent> extents;
+  std::vector<const PackFile::Item*> items;
+  for (const PackFile::Item& item : file.items()) {
+    if (item.alias_of >= 0) continue;
+    extents.push_back({{item.entry}});
+    items.push_back(&item);
+  }
+  auto writer = lite::PackWriter::create(path, file.json(), {{"provenance.json", again.dump()}}, extents, {});
+  REQUIRE_MESSAGE(writer.ok(), writer.status().message());
+  for (const PackFile::Item* item : items) {
+    const lite::PackEntry& e = item->entry;
+    std::span<const std::byte> scales;
+    if (e.scaled) scales = {item->tensor.scale.data, size_t(e.scale_bytes())};
+    REQUIRE(writer->append({item->tensor.data, size_t(e.data_bytes())}, scales).ok());
+  }
+  REQUIRE(writer->finish().ok());
+  return path;
+}
+
+TEST_CASE("convert: a configuration that asks for far more than the checkpoint has") {
+  Source source = of_case("qwen3-moe");
+  source.config.set("num_hidden_layers", 1000);
+  source.config.set("num_experts", 131);
+  refused(source, Code::NotFound, {"tensors, but its config.json asks for at least 262738; "});
+  // Experts in one tensor count as what they hold, if it holds as many.
+  source = fused(of_case("qwen3-moe"));
+  source.config.set("num_hidden_layers", 1000);
+  source.config.set("num_experts", 131);
+  refused(source, Code::NotFound, {"tensors, but its config.json asks for at least 262738; "});
+  for (int i = 0; i < 1000; ++i)
+    source.tensors[lite::str("model.layers.", i, ".mlp.experts.down_proj")] = {
+        "F32", {131}, std::string(524, '\0')};
+  refused(source, Code::NotFound, {" tensors are missing: "});
+}
+
 TEST_CASE("convert: experts in one tensor are the same experts") {
   const Source deepseek_f8 = [] {
     Json config =
@@ -130,6 +172,8 @@ TEST_CASE("convert: experts in one tensor are the same experts") {
       REQUIRE_MESSAGE(exported.ok(), exported.status().message());
       const auto back = Checkpoint::open(dir / "back"), source = Checkpoint::open(dir / "fused");
       CHECK(back->tensors().size() == source->tensors().size());
+      says(export_checkpoint(named_again(*b, dir / "again"), dir / "x", 1 << 30).status(), Code::Corrupt,
+           {"names the tensor \"model.layers.", "\" twice"});
       for (const auto& [name, t] : together.tensors) {
         const Checkpoint::Tensor* got = back->find(name);
         REQUIRE(got);
