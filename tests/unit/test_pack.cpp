@@ -325,7 +325,8 @@ TEST_CASE("pack: a writer refuses what no reader would take") {
   const auto writer = PackWriter::create(dir / "m", large.json, {}, large.extents, {});
   REQUIRE(!writer.ok());
   CHECK(writer.status().code() == Code::Io);
-  CHECK_MESSAGE(writer.status().message().find("it needs 1125899906846") != std::string::npos,
+  // 2^50 bytes of data; whether the first page counts depends on the file system, which may have it already.
+  CHECK_MESSAGE(writer.status().message().find("it needs 112589990684") != std::string::npos,
                 writer.status().message());
   CHECK(writer.status().message().find("available") != std::string::npos);
   CHECK(dir.names().empty());
