@@ -3,7 +3,7 @@
 
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
-#include "cuda/plan/sizes.h"
+#include "cuda/plan/planned.h"
 #include "cuda/program.h"
 #include "cuda/upload.h"
 #include "ggml-lite/plan.h"
@@ -47,11 +47,11 @@ int32_t* counts_on(const Graph& g, int device) {
 }
 
 // A step is recorded once for each phase and each power of two of its rows, and from then on replayed.
-class CudaBackend final : public Backend {
+class CudaBackend final : public cuda::Planned {
  public:
   CudaBackend(int device, bool exact, std::string name, cuda::Stream stream, cuda::Stream aside)
-      : device_(device),
-        exact_(exact),
+      : Planned(exact),
+        device_(device),
         name_(std::move(name)),
         stream_(std::move(stream)),
         aside_(std::move(aside)) {}
@@ -65,17 +65,6 @@ class CudaBackend final : public Backend {
   }
   Status upload(std::byte* to, std::span<const Piece> pieces) override {
     return cuda::upload(device_, to, pieces);
-  }
-
-  Status check(const Graph& g, const Node& n) const override { return cuda::check_node(g, n); }
-  int64_t workspace_bytes(const Graph& g, const Node& n) const override {
-    return cuda::node_workspace(g, n, exact_);
-  }
-
-  bool joins_next(const Graph& g, int32_t node) const override { return cuda::joins_next(g, node); }
-  int64_t recording_bytes(const Graph& g, const Plan& plan, int device,
-                          std::span<const Phase> phases) const override {
-    return cuda::recording_bytes(g, plan, device, phases);
   }
 
   bool asynchronous() const override { return true; }
@@ -214,7 +203,6 @@ class CudaBackend final : public Backend {
   }
 
   int device_;
-  bool exact_;
   std::string name_;
   cuda::Stream stream_, aside_;
   std::vector<Buffer> recording_memory_;  // tables of experts and programs

@@ -1,30 +1,17 @@
 // A GPU that is only planned with.
 #include "cuda/cuda.h"
-#include "cuda/plan/sizes.h"
+#include "cuda/plan/planned.h"
 
 namespace lite {
 namespace {
 
-class CudaPlanner final : public Backend {
+class CudaPlanner final : public cuda::Planned {
  public:
-  explicit CudaPlanner(bool exact) : exact_(exact) {}
-
+  using Planned::Planned;
   std::string name() const override { return "cuda, for planning"; }
   Result<Buffer> allocate(int64_t) override {
     return internal_error("a GPU that is only planned with was asked for memory");
   }
-  Status check(const Graph& g, const Node& n) const override { return cuda::check_node(g, n); }
-  int64_t workspace_bytes(const Graph& g, const Node& n) const override {
-    return cuda::node_workspace(g, n, exact_);
-  }
-  bool joins_next(const Graph& g, int32_t node) const override { return cuda::joins_next(g, node); }
-  int64_t recording_bytes(const Graph& g, const Plan& plan, int device,
-                          std::span<const Phase> phases) const override {
-    return cuda::recording_bytes(g, plan, device, phases);
-  }
-
- private:
-  bool exact_;
 };
 
 }  // namespace
