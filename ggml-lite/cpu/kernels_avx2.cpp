@@ -75,10 +75,4 @@ const Kernels* kernels_avx2() {
 }
 
 }  // namespace lite::cpu
-#else
-#include "ggml-lite/cpu/kernels.h"
-
-const lite::cpu::Kernels* lite::cpu::kernels_avx2() {
-  return nullptr;
-}
 #endif

@@ -11,10 +11,4 @@ const Kernels* kernels_avx512() {
 }
 
 }  // namespace lite::cpu
-#else
-#include "ggml-lite/cpu/kernels.h"
-
-const lite::cpu::Kernels* lite::cpu::kernels_avx512() {
-  return nullptr;
-}
 #endif

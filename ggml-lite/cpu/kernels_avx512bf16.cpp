@@ -67,10 +67,4 @@ const Kernels* kernels_avx512bf16() {
 }
 
 }  // namespace lite::cpu
-#else
-#include "ggml-lite/cpu/kernels.h"
-
-const lite::cpu::Kernels* lite::cpu::kernels_avx512bf16() {
-  return nullptr;
-}
 #endif

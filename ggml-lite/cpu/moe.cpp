@@ -21,16 +21,16 @@ struct MoeMemory {
   int32_t* place;                      // [tokens, k + 1] where a pair is in that order; -1: no expert here
   const float **x_row, **rounded_row, **hidden_row;  // [pairs] by slot
   float *rounded, *hidden;                           // [T, d]; [pairs, width] by slot
-  // For the matrix unit: what the pairs multiply, packed, a slot's from a group of its own on.
-  uint16_t* packed;
-  int32_t* group;  // [slots + 2] first group of a slot
   // This thread's; a panel has kPanelRows at most.
   std::byte* product;
   float *gate, *up;  // [T, panel]
   float* out;        // [pairs, panel]
+  // On the matrix unit, behind all else: what the pairs multiply, packed, a slot's from a group of its own on.
+  int32_t* group = nullptr;  // [slots + 2] first group of a slot
+  uint16_t* packed = nullptr;
   int64_t bytes;
 
-  MoeMemory(const Graph& g, const Node& n, std::byte* base, int threads, int thread, const Arithmetic& a) {
+  MoeMemory(const Graph& g, const Node& n, std::byte* base, int threads, int thread, bool tiles) {
     const auto& p = std::get<MoeParams>(n.params);
     const ExpertSet& set = g.experts[p.experts];
     tokens = g.tensor(n.in[0]).shape[0];
@@ -52,11 +52,6 @@ struct MoeMemory {
     hidden_row = carve.take<const float*>(pairs);
     rounded = p.rounding == Rounding::None ? nullptr : carve.take<float>(tokens * d);
     hidden = carve.take<float>(pairs * width);
-    const bool tiles = tiles_take_all(set, a);
-    group = tiles ? carve.take<int32_t>(slots + 2) : nullptr;
-    // A slot has a last group of fewer than 16 pairs, and there are no more groups than pairs.
-    const int64_t groups = std::min(pairs, pairs / kTile + slots + 1);
-    packed = carve.take<uint16_t>(tiles ? groups * packed_group(std::max(d, width)) : 0);
     for (int i = 0; i < threads; ++i) {
       std::byte* const scratch = carve.take<std::byte>(ProductScratch::bytes(std::max(width, d)));
       float* const gates = carve.take<float>(tokens * kPanelRows);
@@ -64,19 +59,25 @@ struct MoeMemory {
       float* const outs = carve.take<float>(pairs * kPanelRows);
       if (i == thread) product = scratch, gate = gates, up = ups, out = outs;
     }
+    if (tiles) {
+      // A slot has a last group of fewer than 16 pairs, and there are no more groups than pairs.
+      const int64_t groups = std::min(pairs, pairs / kTile + slots + 1);
+      group = carve.take<int32_t>(slots + 2);
+      packed = carve.take<uint16_t>(groups * packed_group(std::max(d, width)));
+    }
     bytes = carve.used();
   }
-
-  // Whether a prompt's experts go to the matrix unit: all or none.
-  static bool tiles_take_all(const ExpertSet& set, const Arithmetic& a) {
-    const auto taken = [&](const FfnWeights& f) {
-      return tiles_take(a, f.gate) && tiles_take(a, f.up) && f.gate.dtype == f.up.dtype &&
-             tiles_take(a, f.down);
-    };
-    return a.k->tiles.product && std::all_of(set.slots.begin(), set.slots.end(), taken) &&
-           (!set.has_shared || taken(set.shared));
-  }
 };
+
+// Whether a prompt's experts go to the matrix unit: all or none. Looks at every expert.
+bool tiles_take_all(const ExpertSet& set, const Arithmetic& a) {
+  const auto taken = [&](const FfnWeights& f) {
+    return tiles_take(a, f.gate) && tiles_take(a, f.up) && f.gate.dtype == f.up.dtype &&
+           tiles_take(a, f.down);
+  };
+  return a.k->tiles.product && std::all_of(set.slots.begin(), set.slots.end(), taken) &&
+         (!set.has_shared || taken(set.shared));
+}
 
 // Sorts the pairs by slot, by counting: each thread counts its share of the tokens, then knows where its pairs go.
 void sort_by_slot(const Graph& g, const Node& n, const Team& team, const ExpertSet& set, int64_t live,
@@ -160,17 +161,18 @@ UpTask up_task(int64_t i, const int64_t* panels, int64_t n_active, int64_t round
 }  // namespace
 
 int64_t moe_workspace(const Graph& g, const Node& n, int threads, const Arithmetic& a) {
-  return MoeMemory(g, n, nullptr, threads, 0, a).bytes;
+  const ExpertSet& set = g.experts[std::get<MoeParams>(n.params).experts];
+  return MoeMemory(g, n, nullptr, threads, 0, tiles_take_all(set, a)).bytes;
 }
 
 void moe_ffn(const Graph& g, const Node& n, const Team& team, const Arithmetic& a) {
   const Tensor &x = g.tensor(n.in[0]), &weights = g.tensor(n.in[2]), &y = g.tensor(n.out[0]);
   const auto [set_index, rounding] = std::get<MoeParams>(n.params);
   const ExpertSet& set = g.experts[set_index];
-  const MoeMemory m(g, n, g.tensor(n.workspace).data, team.size, team.index, a);
-  ProductScratch scratch(m.product, std::max(m.width, m.d));
   const int64_t live = g.live_rows(n, n.in[0]);
-  const bool prompt = is_prompt(g, n), tiles = prompt && MoeMemory::tiles_take_all(set, a);
+  const bool prompt = is_prompt(g, n), tiles = prompt && tiles_take_all(set, a);
+  const MoeMemory m(g, n, g.tensor(n.workspace).data, team.size, team.index, tiles);
+  ProductScratch scratch(m.product, std::max(m.width, m.d));
   const TileUse use(a, tiles);
   const auto network = [&](int64_t slot) -> const FfnWeights& {
     return slot < m.slots ? set.slots[slot] : set.shared;
