@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "ggml-lite/cached_rows.h"
 #include "ggml-lite/cpu/cpu.h"
@@ -48,6 +49,11 @@ struct Shape {
     }
   }
   int64_t splits() const { return std::min(kMaxSplits, ceil_div(context, kSpan)); }
+  // Of positions [first, first + n), those that a row seeing [first_visible(visible), visible) sees, from `first` on.
+  std::pair<int64_t, int64_t> seen(int64_t visible, int64_t first, int64_t n) const {
+    const int64_t end = std::clamp<int64_t>(visible - first, 0, n);
+    return {std::clamp<int64_t>(first_visible(visible) - first, 0, end), end};
+  }
   int64_t first_visible(int64_t visible) const { return window ? std::max<int64_t>(0, visible - window) : 0; }
 };
 
@@ -298,8 +304,7 @@ void Attention::meet(const Span& span, Queries& queries) {
                 reinterpret_cast<const float* const*>(span.key), span.n, shape_.key, m_.scores, kSpan, false);
   for (int64_t i = 0; i < queries.n; ++i) {
     float* const score = m_.scores + i * kSpan;
-    const int64_t end = std::clamp<int64_t>(queries.visible[i] - span.first, 0, span.n);
-    const int64_t begin = std::clamp<int64_t>(shape_.first_visible(queries.visible[i]) - span.first, 0, end);
+    const auto [begin, end] = shape_.seen(queries.visible[i], span.first, span.n);
     std::fill_n(score, begin, 0.0f);
     std::fill_n(score + end, span.n - end, 0.0f);
     if (begin == end) continue;
@@ -327,9 +332,7 @@ void Attention::meet_on_tiles(const Span& span, Queries& queries) {
   for (int64_t i = 0; i < width; ++i) {
     const bool live = i < queries.n;
     const int64_t visible = live ? queries.visible[i] : 0;
-    const int64_t end = std::clamp<int64_t>(visible - span.first, 0, span.n);
-    m_.begin[i] = int32_t(std::clamp<int64_t>(shape_.first_visible(visible) - span.first, 0, end));
-    m_.end[i] = int32_t(end);
+    std::tie(m_.begin[i], m_.end[i]) = shape_.seen(visible, span.first, span.n);
     m_.top[i] = live ? queries.state[i].top : kNever;
     m_.total[i] = live ? queries.state[i].total : 0;
   }

@@ -37,14 +37,16 @@ struct Tiles {
   // it sees none and to a multiple of 32 positions; total[i] = total[i] * keep[i] + their sum, and keep[i] is what earlier sums shrink by.
   void (*softmax)(const float* score, int64_t n, int64_t groups, const int32_t* begin, const int32_t* end,
                   float scale, float* top, float* total, float* keep, uint16_t* p);
-  // n rows of `columns` (a multiple of 32) bf16 values to tiles of [columns / 32][n / 32 rounded up][2][16 pairs of rows][16][2].
+  // Rows [first, first + n) of `all`, first being even, of `columns` (a multiple of 32) bf16 values, v_stride bytes apart, to tiles of
+  // [columns / 32][all / 32 rounded up][2][16 pairs of rows][16][2]; with the last row come the zeros behind it.
   void (*pack_values)(const void* v, int64_t v_stride, int64_t n, int64_t columns, int64_t first, int64_t all,
                       uint16_t* to);
   // y[i * y_stride + c] = y[i * y_stride + c] * keep[i] + sum over positions < n of p[i * kTileSpan + position] * v[position][c], for i < rows.
   void (*mix)(const uint16_t* p, int64_t rows, int64_t n, const uint16_t* v, int64_t columns,
               const float* keep, float* y, int64_t y_stride);
 };
-constexpr int64_t kTile = 16, kTileColumns = 32, kTileSpan = 256;  // positions of a row of exponentials
+constexpr int64_t kTile = 16, kTileColumns = 32;
+constexpr int64_t kTileSpan = 256;  // positions of a row of exponentials
 
 struct Kernels {
   // y[t * y_stride + o] (+)= sum_k w[o][k] * x[t][k] for o < n, t < tokens <= kGemvTokens. Decode: every weight is read
@@ -101,10 +103,10 @@ struct Kernels {
 };
 
 constexpr int64_t kGemvTokens = 8;
-constexpr int64_t kF16Block = 128;  // columns that gemv_f16 adds up in f16
+constexpr int64_t kScaleColumns = 128;  // columns that gemv_f16 and Tiles::product add up before a scale
 
-// Null where the build has no such path. Only to be called where the machine has it (isa_usable()): even making the table
-// may take its instructions.
+// Null where the build has no such path: all but the portable one are x86-64's. Only to be called where the machine has it
+// (isa_usable()): even making the table may take its instructions.
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();

@@ -10,7 +10,6 @@
 namespace lite::cpu {
 namespace amx {
 
-constexpr int64_t kBlock = 128;             // columns that share a scale
 constexpr int64_t kTileElements = 16 * 32;  // of bf16
 
 struct alignas(64) TileConfig {
@@ -62,9 +61,11 @@ void multiply(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_
 template <int kRows, int kColumns>
 void product_block(const uint16_t* w, int64_t w_stride, const uint16_t* x, int64_t x_stride, int64_t k,
                    const float* scale, float* sum, int64_t sum_stride, bool add) {
-  for (; k > 0; k -= kBlock, w += kBlock, x += kBlock / kTileColumns * kTileElements, add = true) {
+  for (; k > 0; k -= kScaleColumns, w += kScaleColumns, x += kScaleColumns / kTileColumns * kTileElements,
+                add = true) {
     Sums sums;
-    const int64_t steps = k >= kBlock ? kBlock / kTileColumns : (k + kTileColumns - 1) / kTileColumns;
+    const int64_t steps =
+        k >= kScaleColumns ? kScaleColumns / kTileColumns : (k + kTileColumns - 1) / kTileColumns;
     multiply<kRows, kColumns>(w, w_stride, x, kTileElements, x_stride, steps, &sums);
     const __m512 s = _mm512_set1_ps(scale ? *scale++ : 1);
     for (int i = 0; i < kRows; ++i)
@@ -289,10 +290,4 @@ const Kernels* kernels_amx() {
 }
 
 }  // namespace lite::cpu
-#else
-#include "ggml-lite/cpu/kernels.h"
-
-const lite::cpu::Kernels* lite::cpu::kernels_amx() {
-  return nullptr;
-}
 #endif

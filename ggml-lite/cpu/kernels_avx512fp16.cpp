@@ -24,7 +24,7 @@ template <int R, int T, int part>
   __m512h weight[R];
   for (int r = 0; r < R; ++r) weight[r] = half_of<part>(codes[r]);
   for (int t = 0; t < T; ++t) {
-    const __m512h xt = in_register(_mm512_loadu_ph(x + t * kF16Block * 2), R);
+    const __m512h xt = in_register(_mm512_loadu_ph(x + t * kScaleColumns * 2), R);
     for (int r = 0; r < R; ++r)
       sum[r][t] = first ? _mm512_mul_ph(weight[r], xt) : _mm512_fmadd_ph(weight[r], xt, sum[r][t]);
   }
@@ -58,7 +58,8 @@ void rows(const uint8_t* w, int64_t w_stride, int64_t k, const uint16_t* from, c
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) sum[r][t] = V::zero();
   const char* x = reinterpret_cast<const char*>(from);
-  for (; k >= kF16Block; k -= kF16Block, w += kF16Block, x += T * kF16Block * 2, factor += T) {
+  for (; k >= kScaleColumns;
+       k -= kScaleColumns, w += kScaleColumns, x += T * kScaleColumns * 2, factor += T) {
     // The rows after these: short rows end before the machine has seen where they lead.
     for (int r = 0; r < R; ++r)
       for (int half = 0; half < 2; ++half) __builtin_prefetch(w + (R + r) * w_stride + half * 64);
@@ -108,13 +109,13 @@ void gemv_f16_prepare(const float* from, int64_t k, int64_t t, int64_t tokens, u
   const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odds = _mm512_or_si512(evens, _mm512_set1_epi32(1));
   const __m512 magnitude = _mm512_castsi512_ps(_mm512_set1_epi32(0x7FFFFFFF));
-  for (int64_t b = 0; b * kF16Block < k; ++b) {
-    const int64_t left = k - b * kF16Block;
+  for (int64_t b = 0; b * kScaleColumns < k; ++b) {
+    const int64_t left = k - b * kScaleColumns;
     __m512 value[8], largest = V::zero();
     for (int i = 0; i < 8; ++i) {
       const int64_t n = left - i * 16;
-      value[i] = n >= 16 ? V::load(from + b * kF16Block + i * 16)
-                 : n > 0 ? V::load_first(from + b * kF16Block + i * 16, n)
+      value[i] = n >= 16 ? V::load(from + b * kScaleColumns + i * 16)
+                 : n > 0 ? V::load_first(from + b * kScaleColumns + i * 16, n)
                          : V::zero();
       largest = V::max(_mm512_and_ps(value[i], magnitude), largest);
     }
@@ -127,7 +128,7 @@ void gemv_f16_prepare(const float* from, int64_t k, int64_t t, int64_t tokens, u
     e = e < -100 ? -100 : e;
     const __m512 power = V::set1(power_of_two(11 - e));
     factor[b * tokens + t] = power_of_two(e - 11 + 8);
-    uint16_t* const to = x + (b * tokens + t) * kF16Block;
+    uint16_t* const to = x + (b * tokens + t) * kScaleColumns;
     for (int i = 0; i < 8; i += 2) {
       const __m512 a = V::mul(value[i], power), c = V::mul(value[i + 1], power);
       // Pair i / 2 has 32 columns; of 64 come the 32 even ones, then the odd ones.
@@ -153,10 +154,4 @@ const Kernels* kernels_avx512fp16() {
 }
 
 }  // namespace lite::cpu
-#else
-#include "ggml-lite/cpu/kernels.h"
-
-const lite::cpu::Kernels* lite::cpu::kernels_avx512fp16() {
-  return nullptr;
-}
 #endif

@@ -14,6 +14,11 @@ constexpr int64_t kBlockTokens = 64;  // rows of activations that meet a panel b
 // activations whose sums are kept until all columns are done.
 constexpr int64_t kTileDepth = 256, kTileTokens = 512;
 
+// Of a row of activations in a decode step.
+int64_t decode_places(int64_t columns) {
+  return std::min(kDecodeDepth, round_up(columns, 64));
+}
+
 // Calls use(first, n, scale row or null) for the stretches of rows [first, first + n) that share their scales.
 template <class Use>
 void each_scale_row(const Tensor& w, int64_t first, int64_t n, int64_t most, Use&& use) {
@@ -52,7 +57,7 @@ const std::byte* at(const Tensor& w, int64_t row, int64_t column) {
 
 // Whether every block of 128 columns, counted from the first, has one scale.
 bool scales_by_128(const Tensor& w) {
-  return !w.scale.data || (w.scale.col0 % kF16Block == 0 && w.scale.block_cols % kF16Block == 0);
+  return !w.scale.data || (w.scale.col0 % kScaleColumns == 0 && w.scale.block_cols % kScaleColumns == 0);
 }
 
 bool has_f16_products(const Arithmetic& a, const Tensor& w) {
@@ -75,9 +80,9 @@ Elem elem_of(DType dtype) {
 }
 
 int64_t ProductScratch::bytes(int64_t columns) {
-  const int64_t decode = round_up(columns, 64) * (1 + kGemvTokens) * int64_t(sizeof(float));
-  const int64_t blocks = ceil_div(columns, kF16Block) * kGemvTokens;
-  const int64_t in_f16 = blocks * (kF16Block * int64_t(sizeof(uint16_t)) + 2 * int64_t(sizeof(float)));
+  const int64_t decode = decode_places(columns) * (1 + kGemvTokens) * int64_t(sizeof(float));
+  const int64_t blocks = ceil_div(columns, kScaleColumns) * kGemvTokens;
+  const int64_t in_f16 = blocks * (kScaleColumns * int64_t(sizeof(uint16_t)) + 2 * int64_t(sizeof(float)));
   static_assert(kTileRows * kTileDepth * sizeof(uint16_t) + kTileRows * kTileTokens * sizeof(float) <=
                 kPanelRows * kDepth * sizeof(float));
   return decode + (kPanelRows + kBlockTokens) * kDepth * int64_t(sizeof(float)) + in_f16;
@@ -85,12 +90,12 @@ int64_t ProductScratch::bytes(int64_t columns) {
 
 ProductScratch::ProductScratch(std::byte* memory, int64_t columns) {
   row = reinterpret_cast<float*>(memory);
-  prepared = row + round_up(columns, 64);
-  panel = reinterpret_cast<std::byte*>(prepared + kGemvTokens * round_up(columns, 64));
+  prepared = row + decode_places(columns);
+  panel = reinterpret_cast<std::byte*>(prepared + kGemvTokens * decode_places(columns));
   block = panel + kPanelRows * kDepth * int64_t(sizeof(float));
-  const int64_t blocks = ceil_div(columns, kF16Block) * kGemvTokens;
+  const int64_t blocks = ceil_div(columns, kScaleColumns) * kGemvTokens;
   halves = reinterpret_cast<uint16_t*>(block + kBlockTokens * kDepth * int64_t(sizeof(float)));
-  own_factor = reinterpret_cast<float*>(halves + blocks * kF16Block);
+  own_factor = reinterpret_cast<float*>(halves + blocks * kScaleColumns);
   factor = own_factor + blocks;
 }
 
@@ -107,7 +112,7 @@ void f16_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n,
   }
   each_scale_row(w, first, n, n, [&](int64_t from, int64_t count, const std::byte* grid) {
     each_scale(w, grid, 0, columns, [&](int64_t column, int64_t width, float scale) {
-      for (int64_t b = column / kF16Block; b < ceil_div(column + width, kF16Block); ++b)
+      for (int64_t b = column / kScaleColumns; b < ceil_div(column + width, kScaleColumns); ++b)
         for (int64_t t = 0; t < tokens; ++t) s.factor[b * tokens + t] = s.own_factor[b * tokens + t] * scale;
     });
     a.k->gemv_f16(reinterpret_cast<const uint8_t*>(at(w, from, 0)), w.stride[0], count, columns, s.halves,
@@ -251,10 +256,10 @@ void tile_product(const Arithmetic& a, const Tensor& w, int64_t first, int64_t n
           const int64_t next = std::min(kTileDepth, columns - k0 - k) * size_of(w.dtype);
           for (int64_t c = 0; c < next; c += 64) __builtin_prefetch(row + k * size_of(w.dtype) + c);
         }
-        float scale[kTileDepth / kF16Block];
+        float scale[kTileDepth / kScaleColumns];
         each_scale(w, grid, k0, k, [&](int64_t column, int64_t width, float value) {
-          std::fill(scale + (column - k0) / kF16Block, scale + ceil_div(column - k0 + width, kF16Block),
-                    value);
+          std::fill(scale + (column - k0) / kScaleColumns,
+                    scale + ceil_div(column - k0 + width, kScaleColumns), value);
         });
         a.k->tiles.product(panel, kTileDepth * int64_t(sizeof(uint16_t)), count,
                            x + t0 / kTile * group + k0 * kTile, group, groups, k, scale, sums, k0 > 0);

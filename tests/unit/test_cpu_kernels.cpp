@@ -38,7 +38,7 @@ class Guarded {
   std::vector<T> memory_;
 };
 
-constexpr int64_t kBlock = cpu::kF16Block;
+constexpr int64_t kBlock = cpu::kScaleColumns;
 
 // y [tokens][n] of gemv_f16, scales 1.
 std::vector<float> products_in_f16(const Kernels& k, const std::vector<uint8_t>& w, int64_t n,
