@@ -119,13 +119,13 @@ void gemv_f16_prepare(const float* from, int64_t k, int64_t t, int64_t tokens, u
                          : V::zero();
       largest = V::max(_mm512_and_ps(value[i], magnitude), largest);
     }
-    // The largest to [2^11, 2^12): four products with codes of at most 480 / 256 stay below f16's end. Values
-    // next to nothing stay what they are, and become nothing.
+    // The largest to [2^11, 2^12): four products with codes of at most 480 / 256 stay below f16's end. 2^127 is the largest
+    // power there is, and brings subnormal values into f16's range, too.
     const float top = _mm512_reduce_max_ps(largest);
     uint32_t bits;
     __builtin_memcpy(&bits, &top, sizeof bits);
     int e = int(bits >> 23) - 127;
-    e = e < -100 ? -100 : e;
+    e = e < -116 ? -116 : e;
     const __m512 power = V::set1(power_of_two(11 - e));
     factor[b * tokens + t] = power_of_two(e - 11 + 8);
     uint16_t* const to = x + (b * tokens + t) * kScaleColumns;
