@@ -10,7 +10,7 @@ namespace dsv3 {
 using lite::str;
 using lite::Var;
 
-Status Decoder::main() {
+Status DecoderBuilder::main() {
   make_groups();
   place(-1, Role::Embed);
   Var x = b.embed(weight("model.embed_tokens.weight"), in.ids);  // [T, d]
@@ -38,7 +38,7 @@ Status Decoder::main() {
   return b.status();
 }
 
-Var Decoder::block(int i, Var x) {
+Var DecoderBuilder::block(int i, Var x) {
   place(i, Role::Attention);
   x = b.add(x, attention(i, norm(x, name(i, "input_layernorm.weight"))));
   const bool moe = c.layers[i].moe;
@@ -47,12 +47,12 @@ Var Decoder::block(int i, Var x) {
   return b.add(x, moe ? experts(i, h) : dense(i, h));
 }
 
-Var Decoder::dense(int i, Var h) {
+Var DecoderBuilder::dense(int i, Var h) {
   const std::string p = name(i, "mlp.");
   return linear(p + "down_proj", b.silu_mul(linear(p + "gate_proj", h), linear(p + "up_proj", h)));
 }
 
-Var Decoder::experts(int i, Var h) {
+Var DecoderBuilder::experts(int i, Var h) {
   const LayerConfig& l = c.layers[i];
   const std::string p = name(i, "mlp.");
   const Var logits = b.linear(h, weight(p + "gate.weight"), Var::none(), {.f32 = true});  // [T, E]
@@ -101,7 +101,7 @@ Var Decoder::experts(int i, Var h) {
 }
 
 // The next group is on its way while this one is computed, also from one layer to the next.
-void Decoder::streamed_experts(int i, Var h, Var ids, Var weights, std::vector<Var>* parts) {
+void DecoderBuilder::streamed_experts(int i, Var h, Var ids, Var weights, std::vector<Var>* parts) {
   for (; !groups_.empty() && groups_.front().layer == i; groups_.pop_front()) {
     for (size_t next = 0; next < std::min<size_t>(2, groups_.size()); ++next)
       if (Group& g = groups_[next]; !g.staged) g.staged = b.stage(g.set, brought_to(g.layer));
@@ -111,7 +111,7 @@ void Decoder::streamed_experts(int i, Var h, Var ids, Var weights, std::vector<V
   }
 }
 
-void Decoder::make_groups() {
+void DecoderBuilder::make_groups() {
   for (int i = 0; o.streamed && i < int(c.num_hidden_layers); ++i) {
     const int n = int(c.layers[i].n_routed_experts);
     for (int e = 0; e < n;) {
@@ -129,15 +129,15 @@ void Decoder::make_groups() {
 }
 
 // The router's GPU, or else the first.
-int Decoder::brought_to(int i) const {
+int DecoderBuilder::brought_to(int i) const {
   return std::max(1, o.placement.device(i, Role::Router));
 }
 
-void Decoder::head(Var x, const std::string& matrix, Var bias) {
+void DecoderBuilder::head(Var x, const std::string& matrix, Var bias) {
   out_.logits = b.keep(b.linear(x, weight(matrix), bias, {.f32 = true}));
 }
 
-lite::FfnWeights Decoder::swiglu(const std::string& p) {
+lite::FfnWeights DecoderBuilder::swiglu(const std::string& p) {
   lite::FfnWeights w;
   w.gate = m.tensor(p + "gate_proj.weight");
   w.up = m.tensor(p + "up_proj.weight");
@@ -145,21 +145,21 @@ lite::FfnWeights Decoder::swiglu(const std::string& p) {
   return w;
 }
 
-Var Decoder::linear(const std::string& p, Var x) {
+Var DecoderBuilder::linear(const std::string& p, Var x) {
   return b.linear(x, weight(p + ".weight"), optional_weight(p + ".bias"), {.rounding = o.rounding});
 }
 
-Var Decoder::rope(int i, Var x) {
+Var DecoderBuilder::rope(int i, Var x) {
   const Var inv_freq = b.weight(m.rope_inv_freq(c.rotary_dim(c.layers[i])));
   return b.rope(x, in.positions, inv_freq, float(c.rope_cos_sin_scale()), c.rope_interleave);
 }
 
-Var Decoder::optional_weight(const std::string& tensor_name) {
+Var DecoderBuilder::optional_weight(const std::string& tensor_name) {
   const lite::Tensor t = m.tensor(tensor_name);
   return t.data ? b.weight(t) : Var::none();
 }
 
-void Decoder::keep(const std::string& kept_name, Var x) {
+void DecoderBuilder::keep(const std::string& kept_name, Var x) {
   out_.kept[kept_name] = b.keep(x);
 }
 

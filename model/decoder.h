@@ -13,14 +13,14 @@
 namespace dsv3 {
 
 // Trailing comments give shapes: T tokens, R output rows, d = hidden_size, H heads.
-class Decoder {
+class DecoderBuilder {
  public:
-  Decoder(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
-          StepGraph* out)
+  DecoderBuilder(const Model& model, const GraphOptions& options, const std::vector<lite::Stream>& streams,
+                 StepGraph* out)
       : m(model), c(model.config()), o(options), streams_(streams), out_(*out), b(&out->graph) {
     in = out_.in = b.step_inputs(o.limits);
   }
-  virtual ~Decoder() = default;
+  virtual ~DecoderBuilder() = default;
 
   Status main();
 

@@ -7,9 +7,9 @@ namespace {
 using lite::str;
 
 // r = kv_lora_rank; dn, dr, dv: the parts of a head.
-class Deepseek final : public Decoder {
+class Deepseek final : public DecoderBuilder {
  public:
-  using Decoder::Decoder;
+  using DecoderBuilder::DecoderBuilder;
 
   Status mtp() {
     const int i = int(c.num_hidden_layers);

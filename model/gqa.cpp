@@ -6,9 +6,9 @@ namespace dsv3 {
 namespace {
 
 // G key heads of n values, H query heads.
-class Gqa final : public Decoder {
+class Gqa final : public DecoderBuilder {
  public:
-  using Decoder::Decoder;
+  using DecoderBuilder::DecoderBuilder;
 
  private:
   Var attention(int i, Var h) override {

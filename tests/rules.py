@@ -3,6 +3,7 @@
 
 Prints every violation as FILE:LINE: what, and exits 1 if there is one. Usage: rules.py [FOLDER]
 """
+import collections
 import os
 import re
 import shutil
@@ -121,6 +122,28 @@ def check_source(path, text):
             report(path, 1, "has no #pragma once")
 
 
+def types_of(path, text):
+    """Names of the types that the source defines, with their namespaces. Nameless namespaces hide theirs."""
+    namespaces = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if opened := re.match(r"(?:inline )?namespace ([\w:]*) ?\{", line):
+            namespaces.append(opened[1])
+        elif line.startswith("}  // namespace"):
+            namespaces.pop()
+        elif defined := re.match(r"(?:class|struct|union|enum class|enum) (\w+)(?: final)?(?: : .*)? \{", line):
+            if "" not in namespaces:
+                yield "::".join([*namespaces, defined[1]]), (path, number)
+
+
+def check_names_are_once(types):
+    """Two types of one name in one namespace link without a word, and one's functions run for the other."""
+    for name, places in types.items():
+        if len({path for path, _ in places}) > 1:
+            for path, number in places:
+                others = ", ".join(sorted({p for p, _ in places} - {path}))
+                report(path, number, f"{name} is a type of {others} too")
+
+
 def check_api_is_tested(files):
     """Every function of dsv3.h that takes arguments is called with wrong ones somewhere in tests/unit/test_*api*.cpp."""
     def text(path):
@@ -158,6 +181,7 @@ def main():
     if size > LARGEST_TREE:
         report(".", 0, f"the tracked files have {size} bytes, at most {LARGEST_TREE}")
     formatted = []
+    types = collections.defaultdict(list)
     for path in files:
         if not path.endswith((*SOURCES, ".py", ".sh", ".cmake", ".md")) and os.path.basename(path) not in ("Makefile", "CMakeLists.txt"):
             continue
@@ -170,7 +194,10 @@ def main():
         if path.endswith(SOURCES):
             check_includes(path, text)
             check_source(path, text)
+            for name, place in types_of(path, text):
+                types[name].append(place)
             formatted.append(path)
+    check_names_are_once(types)
     check_api_is_tested(files)
     check_format(formatted)
     for problem in sorted(problems):
