@@ -69,6 +69,7 @@ class CudaBackend final : public cuda::Planned {
 
   bool asynchronous() const override { return true; }
   Status prepare(const Graph& g, const Plan& plan, int device, std::span<const Phase> phases) override {
+    const auto alone = cuda::alone_with_driver();  // to record loads kernels
     const int64_t bytes = recording_bytes(g, plan, device, phases);
     LITE_ASSIGN(Buffer memory, cuda::allocate(device_, bytes));
     Carver carve(memory.get());
@@ -92,6 +93,7 @@ class CudaBackend final : public cuda::Planned {
   }
   Status poll() override { return stream_.poll(); }
   Status wait() override { return stream_.wait(); }
+  std::unique_lock<std::recursive_mutex> alone() override { return cuda::alone_with_driver(); }
 
  private:
   // A segment's, and where it lies in the device's memory.
@@ -217,6 +219,7 @@ Result<int> count_cuda_gpus() {
 }
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(int device, bool exact) {
+  const auto alone = cuda::alone_with_driver();
   LITE_ASSIGN(const cuda::DeviceInfo info, cuda::device_info(device));
   if (info.major < 8)
     return unsupported("GPU ", device, " (", info.name, "): it has compute capability ", info.major, ".",

@@ -65,6 +65,7 @@ class GpuMeter final : public Meter {
       : stream_(std::move(stream)), memory_(std::move(memory)), pinned_(std::move(pinned)) {}
 
   Result<Ceilings> measure() override {
+    const auto alone = alone_with_driver();  // no step beside it, and to launch may load a kernel
     auto* const out = reinterpret_cast<float*>(memory_.get());
     const auto blocks = [&](auto kernel, auto* argument) {
       return [=, this](int64_t n) { launch(kernel, {n}, kThreads, 0, stream_, argument); };
@@ -116,6 +117,7 @@ class GpuMeter final : public Meter {
 }  // namespace cuda
 
 Result<std::unique_ptr<Meter>> make_cuda_meter(int device) {
+  const auto alone = cuda::alone_with_driver();
   LITE_TRY(cuda::device_info(device).status());
   LITE_ASSIGN(cuda::Stream stream, cuda::Stream::create(device));
   LITE_ASSIGN(Buffer memory, cuda::allocate(device, cuda::kMemory));

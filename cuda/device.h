@@ -298,13 +298,19 @@ bool has_code(void (*kernel)(P...)) {
   return has;
 }
 
+// Beyond kSharedBytes a kernel must be allowed what it asks for. Always the most: it holds for every launch, recorded ones too.
+template <class... P>
+void allow_shared(void (*kernel)(P...), int64_t shared) {
+  if (shared > kSharedBytes)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kSharedMost));
+}
+
 // Gives the stream a kernel: `grid` blocks of `threads`, each with `shared` bytes. A grid without blocks is none. What goes
 // wrong is told by Stream::end_recording() or wait().
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared, Stream& stream, const A&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared > kSharedBytes)
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  allow_shared(kernel, shared);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z));
   config.blockDim = dim3(unsigned(threads));
@@ -319,8 +325,7 @@ template <class... P, class... A>
 void launch_levels(void (*kernel)(int, int, P...), const std::vector<int64_t>& blocks_of_level, int threads,
                    int64_t shared, Stream& stream, const A&... args) {
   if (blocks_of_level.empty()) return;
-  if (shared > kSharedBytes)
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  allow_shared(kernel, shared);
   int processors = 0, each = 0;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, stream.device());
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, size_t(shared));

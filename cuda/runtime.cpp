@@ -52,6 +52,7 @@ Result<DeviceInfo> device_info(int device) {
 }
 
 Result<Buffer> allocate(int device, int64_t bytes) {
+  const auto alone = alone_with_driver();
   void* memory = nullptr;
   cudaError_t error = cudaSetDevice(device);
   if (error == cudaSuccess) error = cudaMalloc(&memory, size_t(std::max<int64_t>(bytes, 1)));
@@ -64,6 +65,7 @@ Result<Buffer> allocate(int device, int64_t bytes) {
   }
   if (error != cudaSuccess) return device_error(device, "allocate memory", error);
   Buffer buffer(static_cast<std::byte*>(memory), [device](std::byte* p) {
+    const auto alone = alone_with_driver();
     cudaSetDevice(device);
     cudaFree(p);
   });
@@ -73,6 +75,7 @@ Result<Buffer> allocate(int device, int64_t bytes) {
 }
 
 Result<Buffer> allocate_pinned(int device, int64_t bytes) {
+  const auto alone = alone_with_driver();
   void* memory = nullptr;
   const size_t size = size_t(std::max<int64_t>(bytes, 1));
   cudaError_t error = cudaSetDevice(device);
@@ -84,7 +87,10 @@ Result<Buffer> allocate_pinned(int device, int64_t bytes) {
   }
   if (error != cudaSuccess) return device_error(device, "allocate memory of the host", error);
   std::memset(memory, 0, size);
-  return Buffer(static_cast<std::byte*>(memory), [](std::byte* p) { cudaFreeHost(p); });
+  return Buffer(static_cast<std::byte*>(memory), [](std::byte* p) {
+    const auto alone = alone_with_driver();
+    cudaFreeHost(p);
+  });
 }
 
 Status copy(int device, std::byte* to, const std::byte* from, int64_t bytes) {
@@ -93,10 +99,12 @@ Status copy(int device, std::byte* to, const std::byte* from, int64_t bytes) {
 }
 
 Result<Stream> Stream::create(int device) {
+  const auto alone = alone_with_driver();
   cudaStream_t stream = nullptr;
   LITE_TRY(on_device(device, "make a stream",
                      [&] { return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking); }));
   return Stream(device, std::shared_ptr<void>(stream, [device](void* s) {
+                  const auto alone = alone_with_driver();
                   cudaSetDevice(device);
                   cudaStreamDestroy(cudaStream_t(s));
                 }));
@@ -122,6 +130,7 @@ Result<Recording> Stream::end_recording() {
   LITE_TRY(
       on_device(device_, "make a recording ready", [&] { return cudaGraphInstantiate(&ready, graph, 0); }));
   return Recording(ready, [device = device_](void* g) {
+    const auto alone = alone_with_driver();
     cudaSetDevice(device);
     cudaGraphExecDestroy(cudaGraphExec_t(g));
   });

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "ggml-lite/backend.h"
@@ -15,6 +16,14 @@ struct DeviceInfo {
   int major = 0, minor = 0;  // compute capability
   int64_t memory = 0;        // bytes
 };
+
+// While a GPU waits for the host in the middle of a step, the driver cannot take or give back memory, make a stream or load
+// kernels; and while a thread waits for it to do so, no other can look at the GPU. So whoever lets a GPU wait holds this, and so does
+// whoever does any of those, of all threads of the process. A thread may take it again.
+inline std::unique_lock<std::recursive_mutex> alone_with_driver() {
+  static std::recursive_mutex mutex;
+  return std::unique_lock(mutex);
+}
 
 // How many GPUs there are. Device: none, or their driver cannot be used; with the driver's reason.
 Result<int> device_count();

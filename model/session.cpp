@@ -174,23 +174,7 @@ DecodeSpeed Session::decode_speed(int64_t context, std::span<const double> bandw
                             {options_.mtp, context, options_.kv, bandwidth, link});
 }
 
-// A GPU that waits for the host in the middle of a step keeps the driver from taking or giving back memory, and the driver
-// the host from looking at the GPU: so neither is done during an evaluation, of any model of the process.
-std::unique_lock<std::mutex> Session::alone_with_gpus() const {
-  static std::mutex mutex;
-  return backends_.size() > 1 ? std::unique_lock(mutex) : std::unique_lock<std::mutex>();
-}
-
-Session::~Session() {
-  const auto lock = alone_with_gpus();
-  stream_memory_.clear();
-  main_arenas_.clear();
-  mtp_arenas_.clear();
-  owned_backends_.clear();
-}
-
 Status Session::allocate() {
-  const auto lock = alone_with_gpus();
   std::vector<std::byte*> streams;
   for (const lite::Stream& s : streams_) {
     LITE_ASSIGN(lite::Buffer buffer, backends_[s.device]->allocate(stream_bytes(s)));
@@ -353,7 +337,6 @@ Status Session::check_routing(const Batch& batch) const {
 
 Status Session::eval(const Batch& batch) {
   const std::lock_guard lock(model_.evaluation());
-  const auto gpus = alone_with_gpus();
   batch_tokens_ = 0;
   crossings_ = {};
   wanted_.clear();

@@ -7,7 +7,6 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -90,7 +89,6 @@ class Session {
   Status allocate();
   // The least that a token takes with `context` rows cached: bytes per second of every device, and between them.
   DecodeSpeed decode_speed(int64_t context, std::span<const double> bandwidth, double link) const;
-  ~Session();
 
   Model& model() { return model_; }
   const SessionOptions& options() const { return options_; }
@@ -146,7 +144,6 @@ class Session {
   };
 
   Session(Model& model, const SessionOptions& options);
-  std::unique_lock<std::mutex> alone_with_gpus() const;
   Status place();
   Status build(const Placement& placement, int64_t streamed_bytes);
   std::vector<MemoryUse> memory(const Placement& placement, const Parts& parts) const;

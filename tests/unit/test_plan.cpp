@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <deque>
 #include <functional>
+#include <mutex>
 #include <set>
+#include <thread>
 
 #include "cuda/cuda.h"
 #include "ggml-lite/kv.h"
@@ -207,8 +209,18 @@ class LateBackend final : public Backend {
     return inner_->workspace_bytes(g, n);
   }
   bool asynchronous() const override { return true; }
+  std::unique_lock<std::recursive_mutex> alone() override { return std::unique_lock(mutex_); }
+  // Whether no other thread is alone with it.
+  bool free() {
+    bool taken = false;
+    std::thread([&] {
+      if ((taken = mutex_.try_lock())) mutex_.unlock();
+    }).join();
+    return taken;
+  }
   Status start(const Graph& g, const Plan& plan, int device) override {
     CHECK(work_.empty());
+    CHECK(!free());
     g_ = &g;
     finished_ = plan.finished ? g.tensor(plan.finished).row<int32_t>(0) : nullptr;
     for (size_t s = 0; s < plan.segments.size(); ++s)
@@ -229,6 +241,7 @@ class LateBackend final : public Backend {
     return {};
   }
   Status wait() override {
+    CHECK(!free());
     for (size_t left = work_.size(); left; left = work_.size()) {
       LITE_TRY(poll());
       REQUIRE(work_.size() < left);  // all that it may still wait for has been said
@@ -239,6 +252,7 @@ class LateBackend final : public Backend {
 
  private:
   std::unique_ptr<Backend> inner_;
+  std::recursive_mutex mutex_;
   const Graph* g_ = nullptr;
   int32_t* finished_ = nullptr;
   std::deque<std::pair<size_t, Segment>> work_;
@@ -498,6 +512,7 @@ TEST_CASE("a device may be late: what reads its results waits for it") {
     const Bits bits = run_plan(r, *plan, in_time, seed);
     CHECK(run_plan(r, spread(r.graph, *plan), delayed, seed) == bits);
     CHECK(late.unfinished() == 0);
+    CHECK(late.free());
   }
 }
 
@@ -719,6 +734,7 @@ TEST_CASE("run: a device's failure is returned, when nothing is running any more
   CHECK(status.code() == Code::Device);
   CHECK(status.message() == "broken");
   CHECK(late.unfinished() == 0);  // or it would go on writing into memory that the caller now owns
+  CHECK(late.free());
 }
 
 // ---- block tables -----------------------------------------------------------------------------------------
