@@ -15,6 +15,7 @@
 #include "convert/provenance.h"
 #include "convert/workers.h"
 #include "ggml-lite/file.h"
+#include "model/model.h"
 #include "model/sections.h"
 
 namespace dsv3 {
@@ -88,7 +89,7 @@ class Export {
   Result<ExportSummary> run();
 
  private:
-  Status collect(const Provenance& provenance);
+  Status collect(const Config& config, const Provenance& provenance);
   Status collect_fused(const Config& config, const std::vector<std::string>& names);
   void add(const std::string& name, const PackFile::Item& item);
   Status verify(Progress* progress) const;
@@ -119,7 +120,8 @@ Result<ExportSummary> Export::run() {
   if (fs::exists(fs::symlink_status(folder_, error)))  // a link to nothing, too
     return lite::invalid_argument(what, ": ", folder_,
                                   " exists, expected the name of a new folder; try another");
-  if (const Status collected = collect(provenance); !collected.ok())
+  LITE_ASSIGN(const Config config, packed_config(file_, what));
+  if (const Status collected = collect(config, provenance); !collected.ok())
     return Status(collected.code(), what + ": " + collected.message() + "; get the file or convert it again");
   ExportSummary summary;
   summary.dropped = provenance.dropped;
@@ -168,10 +170,7 @@ void Export::add(const std::string& name, const PackFile::Item& item) {
   tensors_.push_back(std::move(scales));
 }
 
-Status Export::collect(const Provenance& provenance) {
-  const Json* json = file_.json().find("config");
-  if (!json) return corrupt("its JSON block has no \"config\"");
-  LITE_ASSIGN(const Config config, Config::parse(*json));
+Status Export::collect(const Config& config, const Provenance& provenance) {
   if (!provenance.fused.empty()) LITE_TRY(collect_fused(config, provenance.fused));
   for (const PackFile::Item& item : file_.items())
     if (!in_fused_.contains(item.entry.name)) add(item.entry.name, item);
@@ -183,10 +182,6 @@ Status Export::collect(const Provenance& provenance) {
 
 // Puts the rows of all experts together again; the table says whose they are.
 Status Export::collect_fused(const Config& config, const std::vector<std::string>& names) {
-  // A few words can ask for any number of layers and experts: nothing is listed that the file cannot have.
-  if (const int64_t fewest = fewest_tensors(config); fewest > int64_t(file_.items().size()))
-    return corrupt("it holds ", file_.items().size(), " tensors, but its configuration asks for at least ",
-                   fewest);
   std::unordered_map<std::string, std::vector<const TensorInfo*>> parts;  // in order: expert, then row
   const std::vector<TensorInfo> table = tensor_table(config);
   for (const TensorInfo& info : table)

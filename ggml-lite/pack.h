@@ -130,10 +130,8 @@ class PackWriter {
   // writer of this path that cannot go on from here fails. Needs a resume key. Thread-safe; durable when it returns.
   Status hold_only_copy();
 
-  // The next bytes of the next extent, in order.
+  // The next bytes of the next extent, in order: each tensor's elements, then its scales.
   Status write(std::span<const std::byte> bytes);
-  // The next tensor as a whole: exactly data_bytes() and scale_bytes() of its entry.
-  Status append(std::span<const std::byte> data, std::span<const std::byte> scales);
   // Writes the index, syncs files and folder, and gives the files their names, in place of those that had
   // them. `named` is called when all is durable and before the journal goes.
   Status finish(const std::function<void()>& named = {});

@@ -732,24 +732,6 @@ Status PackWriter::write(std::span<const std::byte> bytes) {
   return {};
 }
 
-Status PackWriter::append(std::span<const std::byte> data, std::span<const std::byte> scales) {
-  Impl& impl = *impl_;
-  size_t next = impl.next;
-  while (next < impl.extents.size() && finished(next)) ++next;
-  const bool going_on = impl.current && next == impl.next;
-  const size_t step = going_on ? impl.current->impl_->step : impl.first_step[next];
-  const auto expected = [&](size_t i, bool scale) {
-    return i < impl.steps.size() && impl.steps[i].scale == scale ? impl.steps[i].bytes : 0;
-  };
-  if ((going_on && impl.current->impl_->step_done) || int64_t(data.size()) != expected(step, false) ||
-      int64_t(scales.size()) != expected(step + 1, true))
-    return invalid_argument("write ", impl.path, ": got ", data.size(), " bytes and ", scales.size(),
-                            " bytes of scales, expected ", expected(step, false), " and ",
-                            expected(step + 1, true));
-  LITE_TRY(write(data));
-  return write(scales);
-}
-
 Status PackWriter::finish(const std::function<void()>& named) {
   Impl& impl = *impl_;
   const auto to_do = std::count(impl.state.begin(), impl.state.end(), Impl::State::ToDo);

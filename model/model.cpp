@@ -49,18 +49,22 @@ Tensor Model::rope_inv_freq(int64_t dim) const {
   return t;
 }
 
+Result<Config> packed_config(const lite::PackFile& file, const std::string& what) {
+  const Json* json = file.json().find("config");
+  if (!json) return lite::corrupt(what, ": its JSON block has no \"config\"; convert again");
+  auto config = Config::parse(*json);
+  if (!config.ok()) return config.status().in(what);
+  if (const int64_t fewest = fewest_tensors(*config); fewest > int64_t(file.items().size()))
+    return lite::corrupt(what, ": it holds ", file.items().size(),
+                         " tensors, but its configuration asks for at least ", fewest, "; convert again");
+  return config;
+}
+
 Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
   LITE_ASSIGN(lite::PackFile file, lite::PackFile::open(path));
   LITE_TRY(check_sections(file, "open " + path));
-  const Json* json = file.json().find("config");
-  if (!json) return lite::corrupt("open ", path, ": its JSON block has no \"config\"; convert again");
-  auto config = Config::parse(*json);
-  if (!config.ok()) return config.status().in("open " + path);
-  // A few words can ask for any number of layers and experts: nothing is listed that the file cannot have.
-  if (const int64_t fewest = fewest_tensors(*config); fewest > int64_t(file.items().size()))
-    return lite::corrupt("open ", path, ": it holds ", file.items().size(),
-                         " tensors, but its configuration asks for at least ", fewest, "; convert again");
-  auto model = std::unique_ptr<Model>(new Model(std::move(file), std::move(*config)));
+  LITE_ASSIGN(Config config, packed_config(file, "open " + path));
+  auto model = std::unique_ptr<Model>(new Model(std::move(file), std::move(config)));
   LITE_TRY(model->check_tensors());
   return model;
 }

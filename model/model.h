@@ -18,6 +18,10 @@
 
 namespace dsv3 {
 
+// A packed file's. Corrupt when it has none, or one that asks for more tensors than the file holds: a few words can ask for any
+// number of layers and experts, and nothing is listed that is not there. `what` begins the message.
+Result<Config> packed_config(const lite::PackFile& file, const std::string& what);
+
 class Model {
  public:
   // Opens the packed file, reads its configuration and compares every tensor with the table; touches no weights.

@@ -56,7 +56,8 @@ struct Content {
     for (const PackExtent& extent : extents)
       for (const PackEntry& e : extent.tensors) {
         const auto& [data, scales] = bytes.at(e.name);
-        LITE_TRY(writer.append(data, scales));
+        LITE_TRY(writer.write(data));
+        LITE_TRY(writer.write(scales));
       }
     return writer.finish();
   }

@@ -113,9 +113,8 @@ static std::string named_again(const PackFile& file, const std::string& path) {
   REQUIRE_MESSAGE(writer.ok(), writer.status().message());
   for (const PackFile::Item* item : items) {
     const lite::PackEntry& e = item->entry;
-    std::span<const std::byte> scales;
-    if (e.scaled) scales = {item->tensor.scale.data, size_t(e.scale_bytes())};
-    REQUIRE(writer->append({item->tensor.data, size_t(e.data_bytes())}, scales).ok());
+    REQUIRE(writer->write({item->tensor.data, size_t(e.data_bytes())}).ok());
+    if (e.scaled) REQUIRE(writer->write({item->tensor.scale.data, size_t(e.scale_bytes())}).ok());
   }
   REQUIRE(writer->finish().ok());
   return path;

@@ -85,6 +85,43 @@ TEST_CASE("hostile: a packed file's configuration asks for more than the file ha
     }
 }
 
+TEST_CASE("hostile: a packed file whose tensors are not its configuration's") {
+  TempDir dir;
+  const Json config = small_config();
+  const auto parsed = dsv3::Config::parse(config);
+  REQUIRE(parsed.ok());
+  const auto open_with = [&](const std::string& name, auto&& change) {
+    std::mt19937_64 random(1);
+    Content content;
+    content.json.set("config", config);
+    for (const dsv3::TensorInfo& info : dsv3::tensor_table(*parsed)) {
+      PackEntry e = entry(info.name, DType::BF16, info.shape);
+      if (info.name == name) change(&e);
+      content.add({e}, random);
+    }
+    REQUIRE(content.write(dir / "m").ok());
+    return dsv3::Model::open(dir / "m").status();
+  };
+  const std::string norm = "model.norm.weight", begin = "open " + (dir / "m") + ": tensor \"" + norm + "\"";
+  CHECK(open_with("", [](PackEntry*) {}).ok());
+  struct {
+    std::function<void(PackEntry*)> change;
+    std::string expected;
+  } const cases[] = {
+      {[](PackEntry* e) { e->name = "model.norm"; }, " is missing; convert the checkpoint again"},
+      {[](PackEntry* e) {
+         e->shape = {3, 2};
+       },
+       ": got shape [3, 2], expected [4]; convert again"},
+      {[](PackEntry* e) { e->dtype = DType::I32; }, ": got type I32, expected a float type; convert again"},
+  };
+  for (const auto& c : cases) {
+    const Status status = open_with(norm, c.change);
+    CHECK(status.code() == Code::Corrupt);
+    CHECK(status.message() == begin + c.expected);
+  }
+}
+
 TEST_CASE("a table of 92,000 tensors opens in under 100 ms: nothing in it is quadratic") {
   TempDir dir;
   Json config = small_config();
