@@ -2,6 +2,7 @@
 #include "ggml-lite/pack_journal.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <algorithm>
 #include <cerrno>
@@ -110,7 +111,10 @@ Status Journal::open(const std::string& path, int64_t bytes) {
   end_ = bytes;
   fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (fd_ < 0) return errno_status("create " + path, errno);
-  if (::ftruncate(fd_, bytes) != 0) return errno_status("create " + path, errno);
+  struct stat there;
+  if (::fstat(fd_, &there) != 0) return errno_status("create " + path, errno);
+  // Not for nothing: room that is reserved behind the end goes with it.
+  if (there.st_size != bytes && ::ftruncate(fd_, bytes) != 0) return errno_status("create " + path, errno);
   return {};
 }
 
@@ -147,8 +151,12 @@ Status Journal::resume(const std::string& path, const Content& content) {
   return content.only_copy && !told ? add({{kOnlyCopy, 0, 0}}) : Status();
 }
 
-void Journal::reserve(size_t records) {
-  (void)::fallocate(fd_, FALLOC_FL_KEEP_SIZE, 0, end_ + int64_t(records * sizeof(CheckedRecord)));
+int64_t Journal::room(const Content& content, size_t records) {
+  return round_up(int64_t(sizeof(Head) + content.key.size() + records * sizeof(CheckedRecord)), kPage);
+}
+
+void Journal::reserve(int64_t bytes) {
+  (void)::fallocate(fd_, FALLOC_FL_KEEP_SIZE, 0, bytes);
 }
 
 Status Journal::add(const std::vector<Record>& records) {

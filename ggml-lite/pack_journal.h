@@ -52,8 +52,10 @@ class Journal {
   static uint64_t mark(const Content& content);
   // Goes on with a journal that was read.
   Status resume(const std::string& path, const Content& content);
-  // Takes room on the disk for so many records, if it can: of a full disk must be told what it has.
-  void reserve(size_t records);
+  // What one with this head and so many records takes of a disk.
+  static int64_t room(const Content& content, size_t records);
+  // Takes so much of the disk, if it can: of a full disk must be told what it has.
+  void reserve(int64_t bytes);
   // Adds records and waits until they are durable.
   Status add(const std::vector<Record>& records);
   bool is_open() const { return fd_ >= 0; }

@@ -124,6 +124,7 @@ struct PackWriter::Impl {
   int64_t allocated() const;
   int64_t total_bytes() const;
   int64_t not_allocated() const;
+  int64_t journal_room() const;
   Status write_at(size_t file, int64_t offset, std::span<const std::byte> bytes) const;
   Status explain(Status failure, int error) const;
   void finish_extent(size_t extent, uint64_t checksum);
@@ -339,7 +340,7 @@ Status PackWriter::Impl::start() {
   // Of what is gone on with, all stays there, whatever the disk has room for.
   const Status started = resumed ? check_disk() : begin_anew(old);
   if (!started.ok() && !resumed) remove_files();
-  if (started.ok() && journal.is_open()) journal.reserve(extents.size() + 2);
+  if (started.ok() && journal.is_open()) journal.reserve(journal_room());
   return started;
 }
 
@@ -436,24 +437,29 @@ Status PackWriter::Impl::begin_anew(const std::optional<Journal::Content>& old) 
   return journal.create(journal_path(), own);
 }
 
-// Bytes that the partial files take of the disk.
+// Bytes that the partial files and their journal take of the disk.
 int64_t PackWriter::Impl::allocated() const {
   int64_t bytes = 0;
-  for (const int fd : fds) {
-    struct stat s;
+  struct stat s;
+  for (const int fd : fds)
     if (fd >= 0 && fstat(fd, &s) == 0) bytes += int64_t(s.st_blocks) * 512;
-  }
+  if (journal.is_open() && ::stat(journal_path().c_str(), &s) == 0) bytes += int64_t(s.st_blocks) * 512;
   return bytes;
+}
+
+// Bytes that the journal takes at its end: the last two records are those of publishing and of the only copy.
+int64_t PackWriter::Impl::journal_room() const {
+  return options.resume_key.empty() ? 0 : Journal::room(own, extents.size() + 2);
 }
 
 // Bytes that the disk must still have for all of it. What an earlier writer left has its place, durable or not.
 int64_t PackWriter::Impl::not_allocated() const {
-  return std::max<int64_t>(0, total_bytes() - allocated());
+  return std::max<int64_t>(0, total_bytes() + journal_room() - allocated());
 }
 
 Status PackWriter::Impl::check_disk() const {
   int64_t now = 0, peak = 0;
-  const int64_t all = std::min(total_bytes() - durable_bytes, not_allocated());
+  const int64_t all = std::min(total_bytes() + journal_room() - durable_bytes, not_allocated());
   for (size_t i = 0; i < extents.size(); ++i) {
     if (state[i] == State::ToDo) now += int64_t(extents[i].bytes);
     peak = std::max(peak, now);

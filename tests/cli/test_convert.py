@@ -147,8 +147,8 @@ class Convert(Case):
             self.skipTest("no file system can be mounted here")
         folder = synthetic.make(TEMP / "filling", 60e6)
         self.ok(self.convert(folder, "-q"))
-        script = """
-import os, subprocess, sys
+        script = r"""
+import os, re, subprocess, sys
 convert, folder, disk, good = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "none", disk], check=True)
 command = [convert, folder, disk + "/m.dsv3", "--threads", "1"]
@@ -165,10 +165,18 @@ message = process.stderr.read()
 assert process.wait() == 1, message
 assert "the disk is full at byte" in message and "more bytes are needed and " in message, message
 assert "the same command goes on" in message, message
-os.unlink(disk + "/filler")
-result = subprocess.run(command, capture_output=True, text=True)
-assert result.returncode == 0 and "going on with an unfinished conversion" in result.stderr, result.stderr
-assert os.listdir(disk) == ["m.dsv3"]
+# Exactly what was asked for is enough, and a page less is not.
+needed, available = map(int, re.search(r"(\d+) more bytes are needed and (\d+) available", message).groups())
+for less, code in ((4096, 1), (0, 0)):
+    asked = needed - available - less
+    os.truncate(disk + "/filler", os.path.getsize(disk + "/filler") - -(-asked // 4096) * 4096)
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == code, (less, message, result.stderr)
+    if code:
+        needed, available = map(int, re.search(r"it needs (\d+) bytes, but .* has (\d+) available", result.stderr).groups())
+        assert needed - available == less, (needed, available)
+assert "going on with an unfinished conversion" in result.stderr, result.stderr
+assert sorted(os.listdir(disk)) == ["filler", "m.dsv3"]
 assert open(disk + "/m.dsv3", "rb").read() == open(good, "rb").read()
 """
         result = subprocess.run([*mount, sys.executable, "-c", script, BIN / "dsv3-convert", folder, disk, self.out], capture_output=True)
