@@ -9,8 +9,9 @@ namespace lite::ref {
 namespace {
 
 struct Cache : CachedRows {
-  void read(int64_t s, int64_t position, float* to) const {
-    decode(stream.dtype, row(s, position), to, stream.shape[1]);
+  void read(int64_t s, int64_t position, float* to) const { read(s, position, 0, stream.shape[1], to); }
+  void read(int64_t s, int64_t position, int64_t first, int64_t n, float* to) const {
+    decode(stream.dtype, row(s, position) + first * size_of(stream.dtype), to, n);
   }
 };
 
@@ -26,7 +27,7 @@ void softmax(float* score, int64_t n) {
 int64_t scratch_floats(const Graph& g, const Node& n) {
   const int64_t context = std::get<AttentionParams>(n.params).context;
   if (n.op == Op::AttentionMasked) return context;
-  if (n.op == Op::AttentionGrouped) return context + g.tensor(n.in[1]).shape[1];
+  if (n.op == Op::AttentionGrouped) return context + g.tensor(n.out[0]).shape[2];
   if (n.op == Op::AttentionLatent) return context + g.tensor(n.in[2]).shape[1];
   const int64_t dn = g.tensor(n.in[0]).shape[2], dv = g.tensor(n.out[0]).shape[2],
                 dr = g.tensor(n.in[1]).shape[2];
@@ -118,18 +119,17 @@ void attention_grouped(const Graph& g, const Node& n, const Team& team) {
   for (int64_t i = first; i < end; ++i) {
     const int64_t t = i / heads, h = i % heads, s = cache.sequence_of(t), length = cache.visible(s, t);
     const int64_t from = window ? std::max<int64_t>(0, length - window) : 0;
-    const float* key = row + h / (heads / groups) * size;
-    const float* value = key + groups * size;
+    const int64_t key = h / (heads / groups) * size, value = key + groups * size;
     for (int64_t p = from; p < length; ++p) {
-      cache.read(s, p, row);
-      score[p] = scale * dot(q.row<float>(t, h), key, size);
+      cache.read(s, p, key, size, row);
+      score[p] = scale * dot(q.row<float>(t, h), row, size);
     }
     softmax(score + from, length - from);
     float* out = y.row<float>(t, h);
     std::fill_n(out, size, 0.0f);
     for (int64_t p = from; p < length; ++p) {
-      cache.read(s, p, row);
-      for (int64_t j = 0; j < size; ++j) out[j] += score[p] * value[j];
+      cache.read(s, p, value, size, row);
+      for (int64_t j = 0; j < size; ++j) out[j] += score[p] * row[j];
     }
   }
 }
