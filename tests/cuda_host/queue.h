@@ -93,7 +93,7 @@ class Queue {
 // How often a queue has come to a place.
 struct Passed {
   std::atomic<int64_t> times = 0;
-  std::shared_ptr<Recorded> recorded;  // in which it is
+  std::weak_ptr<Recorded> recorded;  // in which it is, and which holds it
 };
 
 inline Queue& queue_of(const Stream& stream) {

@@ -66,7 +66,7 @@ Result<Mark> Stream::mark() {
 Status Stream::await(const Mark& mark) {
   const auto passed = std::static_pointer_cast<host::Passed>(mark);
   host::Queue& queue = host::queue_of(*this);
-  if (passed->recorded) queue.record_with(passed->recorded);
+  if (auto recorded = passed->recorded.lock()) queue.record_with(std::move(recorded));
   queue.give([passed, waits = std::make_shared<int64_t>(0)] {
     ++*waits;
     for (int64_t times = passed->times; times < *waits; times = passed->times) passed->times.wait(times);

@@ -25,6 +25,7 @@ struct World {
   Sizes z;
   DType kv;
   std::vector<std::vector<float>> cached;  // [sequence][position][r + dr], before rounding to kv
+  std::vector<std::vector<float>> kept;    // the same, rounded
   std::vector<std::vector<float>> query;   // [sequence][position][heads][r + dr + dn]
   std::vector<std::vector<int32_t>> blocks;
   int64_t longest = 0, pool_blocks = 0;
@@ -33,6 +34,9 @@ struct World {
       : z(sizes), kv(kv_type) {
     for (const int64_t n : lengths) {
       cached.push_back(rng.normals(n * (z.r + z.dr)));
+      kept.push_back(cached.back());
+      if (kv == DType::BF16)
+        for (float& x : kept.back()) x = float(test::bf16(bf16_from_f32(x)));
       query.push_back(rng.normals(n * z.heads * (z.r + z.dr + z.dn)));
       longest = std::max(longest, n);
       pool_blocks += ceil_div(n, kBlockRows) + 1;
@@ -50,10 +54,7 @@ struct World {
   int64_t row(int s, int64_t p) const {
     return int64_t(blocks[s][p / kBlockRows]) * kBlockRows + p % kBlockRows;
   }
-  float stored(int s, int64_t p, int64_t i) const {
-    const float x = cached[s][p * width() + i];
-    return kv == DType::BF16 ? float(test::bf16(bf16_from_f32(x))) : x;
-  }
+  float stored(int s, int64_t p, int64_t i) const { return kept[s][p * width() + i]; }
   const float* q(int s, int64_t p, int64_t h) const { return &query[s][(p * z.heads + h) * head()]; }
 };
 
@@ -141,8 +142,7 @@ struct Mixture {
 };
 
 // Softmax attention in double over n positions: score(p), then the mixture of value(p, i), i < out.
-Mixture mixed(int64_t n, int64_t out, const std::function<double(int64_t)>& score,
-              const std::function<double(int64_t, int64_t)>& value) {
+Mixture mixed(int64_t n, int64_t out, const auto& score, const auto& value) {
   std::vector<double> p(n);
   Mixture m{std::vector<double>(out, 0.0), 0};
   double largest = -INFINITY, sum = 0;
@@ -150,8 +150,9 @@ Mixture mixed(int64_t n, int64_t out, const std::function<double(int64_t)>& scor
   for (int64_t s = 0; s < n; ++s) sum += p[s] = std::exp(p[s] - largest);
   for (int64_t s = 0; s < n; ++s)
     for (int64_t i = 0; i < out; ++i) {
-      m.y[i] += p[s] / sum * value(s, i);
-      m.largest_value = std::max(m.largest_value, std::fabs(value(s, i)));
+      const double x = value(s, i);
+      m.y[i] += p[s] / sum * x;
+      m.largest_value = std::max(m.largest_value, std::fabs(x));
     }
   return m;
 }
