@@ -1,0 +1,9 @@
+// Programs of steps of one token.
+#include "cuda/stages/run.h"
+
+namespace lite::cuda {
+
+template void launch_program<1>(const std::vector<int64_t>&, int64_t, Stream&, const Level*, const Entry*,
+                                const std::byte*);
+
+}  // namespace lite::cuda
