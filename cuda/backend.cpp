@@ -61,6 +61,7 @@ class CudaBackend final : public cuda::Planned {
   Result<Buffer> allocate_shared(int64_t bytes) override { return cuda::allocate_pinned(device_, bytes); }
   Status copy(std::byte* to, const std::byte* from, int64_t bytes) override {
     LITE_TRY(stream_.wait());
+    const auto alone = cuda::alone_with_driver();  // of some kinds the first one loads a kernel
     return cuda::copy(device_, to, from, bytes);
   }
   Status upload(std::byte* to, std::span<const Piece> pieces) override {

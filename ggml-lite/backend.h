@@ -96,8 +96,8 @@ class Backend {
   virtual Status poll() { return {}; }
   // Returns when everything it was given has been done.
   virtual Status wait() { return {}; }
-  // Held from start() until all devices of the step have been waited for; one does for all backends of a kind. What the
-  // device cannot do while it waits for the host is then done by no thread, or by this one.
+  // Held from start() until all devices of a step that wait for each other have been waited for; one does for all backends of a
+  // kind. What the device cannot do while it waits for the host is then done by no thread, or by this one.
   virtual std::unique_lock<std::recursive_mutex> alone() { return {}; }
 };
 

@@ -217,6 +217,7 @@ class Chooser {
     }
     return p_;
   }
+  const std::vector<int64_t>& left() const { return room_; }
 
  private:
   int experts(int layer) const { return layer < 0 ? 0 : int(c_.layers[size_t(layer)].n_routed_experts); }
@@ -333,8 +334,11 @@ class Chooser {
 }  // namespace
 
 Result<Placement> choose_placement(const Config& config, const Parts& parts, const Demand& demand,
-                                   std::span<const PlaceRule> rules, int gpus) {
-  return Chooser(config, parts, demand, gpus).choose(rules);
+                                   std::span<const PlaceRule> rules, int gpus, std::vector<int64_t>* left) {
+  Chooser chooser(config, parts, demand, gpus);
+  auto placement = chooser.choose(rules);
+  if (left) *left = chooser.left();
+  return placement;
 }
 
 std::vector<int64_t> weight_bytes(const Model& model, const Parts& parts, const Placement& p, bool mtp,

@@ -63,9 +63,10 @@ struct Demand {
 // token reads, layer by layer (attention with its cached rows, router, shared experts, dense FFN), then the head; then
 // routed experts, layer by layer, as many of a layer's as fit; the embedding stays on the host. Of several GPUs each has
 // consecutive layers, and takes experts of others' with what it has left. Rules come first, and the rest is divided among what they leave. OutOfMemory, with the missing
-// bytes, when the parts that rules name do not fit.
+// bytes, when the parts that rules name do not fit. left, if it is given: the room that remains, by device.
 Result<Placement> choose_placement(const Config& config, const Parts& parts, const Demand& demand,
-                                   std::span<const PlaceRule> rules, int gpus);
+                                   std::span<const PlaceRule> rules, int gpus,
+                                   std::vector<int64_t>* left = nullptr);
 
 // Bytes of weights by device: on the host as its file has them, elsewhere as copies.
 std::vector<int64_t> weight_bytes(const Model& model, const Parts& parts, const Placement& placement,

@@ -64,7 +64,8 @@ Status Session::place() {
   if (options_.gpu_memory) demand.room.assign(backends_.size(), options_.gpu_memory - kDriverEstimate);
   bool streams = true;
   for (bool fits = false; !fits;) {
-    LITE_ASSIGN(Placement placement, choose_placement(c, parts, demand, rules, gpus));
+    std::vector<int64_t> left;
+    LITE_ASSIGN(Placement placement, choose_placement(c, parts, demand, rules, gpus, &left));
     stream_from_ = streams ? stream_from(c, parts, placement, options_) : 0;
     LITE_TRY(build(placement, streamed_bytes(c, parts)));
     std::vector<MemoryUse> use = memory(placement, parts);
@@ -78,7 +79,7 @@ Status Session::place() {
                                      " fewer than ", device_text(int(device)),
                                      " takes; try more, or a smaller context");
         if (demand.room[device] <= 0) streams = false;
-        demand.room[device] -= excess;
+        demand.room[device] -= std::max<int64_t>(left[device], 0) + excess;  // something has to go
       }
     if (!streams && stream_from_ > 0)
       demand.room.assign(backends_.size(), options_.gpu_memory - kDriverEstimate);
