@@ -14,20 +14,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Of a link in a snapshot of the Hugging Face cache: the other snapshots whose links lead to the same blob.
+// Of a link in a snapshot of the Hugging Face cache: the snapshots with other links that lead to the same blob, in whatever
+// folder.
 std::vector<std::string> other_users(const fs::path& link, const fs::path& blob) {
   std::vector<std::string> users;
   std::error_code error;
   const fs::path own = fs::canonical(link.parent_path(), error);
-  for (fs::directory_iterator at(own.parent_path(), error), end; !error && at != end; at.increment(error)) {
-    if (at->path() == own) continue;
-    std::error_code ignored;
-    for (fs::directory_iterator file(at->path(), ignored), last; !ignored && file != last;
-         file.increment(ignored))
-      if (std::error_code none;
-          fs::is_symlink(file->path(), none) && fs::canonical(file->path(), none) == blob)
-        users.push_back(at->path().filename().string());
-  }
+  const fs::path snapshots = own.parent_path();
+  for (fs::recursive_directory_iterator at(snapshots, error), end; !error && at != end; at.increment(error))
+    if (std::error_code none; at->path() != own / link.filename() && fs::is_symlink(at->path(), none) &&
+                              fs::canonical(at->path(), none) == blob)
+      users.push_back(at->path().lexically_relative(snapshots).begin()->string());
+  if (error) users.push_back("one that cannot be read");
   return users;
 }
 

@@ -1,5 +1,6 @@
 // dsv3-convert: a checkpoint to a packed file and back. Arguments, progress and exit codes; the work is
 // convert.h's.
+#include <sys/resource.h>
 #include <unistd.h>
 #include <algorithm>
 #include <chrono>
@@ -201,9 +202,18 @@ lite::Status run(const Arguments& arguments, Progress* progress) {
   return {};
 }
 
+// All files of a model are open at once, and it may have more than a process may open by default.
+void allow_many_files() {
+  struct rlimit files;
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  allow_many_files();
   Arguments arguments;
   dsv3::ConvertOptions& options = arguments.options;
   std::string dtype = "keep", head = "keep", split_size, shard_size;

@@ -75,7 +75,7 @@ struct PackPart {
 };
 
 // Writes `path`, or path-00001-of-0000N (before the ending .dsv3) and so on, through *.partial:
-//   create; write or append (every tensor of every extent, in the given order); finish.
+//   create; write (every tensor of every extent, in the given order); finish.
 // or, with all cores,
 //   create; begin every extent that is not finished() and write it, in any order; sync now and then; finish.
 // Memory is that of the index and of what is being written. Without a resume key, a writer destroyed before

@@ -21,6 +21,16 @@ namespace lite {
 
 namespace pack {
 
+FolderLock::FolderLock(const std::string& path)
+    : fd_(::open(folder_of(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  while (fd_ >= 0 && flock(fd_, LOCK_EX) != 0 && errno == EINTR) {
+  }
+}
+
+FolderLock::~FolderLock() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
 Result<int> open_locked(const std::string& path, int create) {
   for (;;) {
     const int fd = ::open(path.c_str(), O_RDWR | create | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);

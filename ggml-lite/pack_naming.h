@@ -16,6 +16,19 @@ namespace lite::pack {
 // carries no lock and is used again. `create` is O_CREAT, or 0 for a file that must be there.
 Result<int> open_locked(const std::string& path, int create);
 
+// While it lives, no other FolderLock of the folder in which `path` lies does: writers of a model in other numbers of files lock
+// different files, so they begin one after the other. Where folders cannot be locked it does nothing.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::string& path);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int fd_;
+};
+
 // What the journal knows a model by: its index without what the data decide.
 std::array<uint8_t, 16> layout_of(std::vector<std::byte> index);
 

@@ -328,6 +328,7 @@ Status PackWriter::Impl::start() {
     if (::stat(part.path.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
       return invalid_argument("create ", part.path, ": it is there and is not a file; try another name");
   }
+  const FolderLock folder(path);
   LITE_ASSIGN(const int first, open_locked(partial(0), O_CREAT));
   fds.push_back(first);
   const std::optional<Journal::Content> old = Journal::read(journal_path());
@@ -396,6 +397,14 @@ Status PackWriter::Impl::may_begin_anew(const std::optional<Journal::Content>& o
         "create ", path, ": the partial files of the earlier start are not there any more, or are not as ",
         journal_path(), " says; put them back, or get the files that were consumed again and delete ",
         journal_path());
+  // One in another number of files may be at it.
+  if (may.ok() && old && old->file_count != own.file_count) {
+    const auto other = open_locked(part_path(path, 0, old->file_count) + ".partial", 0);
+    if (other.ok())
+      ::close(*other);
+    else if (other.status().code() != Code::NotFound)
+      may = other.status();
+  }
   for (size_t i = 0; i < parts.size() && may.ok(); ++i) may = check_own(partial(i), kMagic);
   if (may.ok()) may = check_own(journal_path(), Journal::kMagic);
   if (may.ok() && Journal::is_unreadable(journal_path()))

@@ -1,5 +1,6 @@
 // The dsv3 program: its command line, and how it ends. Each subcommand has its own file; all see only dsv3.h.
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -65,10 +66,19 @@ int run_program(int argc, char** argv) {
   }
 }
 
+// All files of a model are open at once, and it may have more than a process may open by default.
+void allow_many_files() {
+  struct rlimit files;
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   occupy_standard_streams();
+  allow_many_files();
   // A reader that has gone away and a file that may not grow show as failed writes.
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);

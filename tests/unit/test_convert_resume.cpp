@@ -646,10 +646,11 @@ TEST_CASE("convert: only what is in the packed file is consumed, and nothing tha
   CHECK(shards_in(dir / "src").size() == 3);
   CHECK(!fs::exists(dir / "n.partial"));
 
-  // A snapshot of the cache: the blob goes with the link, unless another snapshot has it, too.
-  for (const bool shared : {false, true}) {
-    CAPTURE(shared);
-    const std::string repository = dir / (shared ? "models--o--s" : "models--o--n");
+  // A snapshot of the cache: the blob goes with the link, unless another link leads there, too, from wherever.
+  for (const std::string other : {"", "b", "b/sub", "a/sub"}) {
+    CAPTURE(other);
+    const bool shared = !other.empty();
+    const std::string repository = dir / ("models--o--" + std::to_string(other.size()) + other.substr(0, 1));
     const std::string a = repository + "/snapshots/" + std::string(40, 'a'),
                       b = repository + "/snapshots/" + std::string(40, 'b');
     fs::create_directories(b);
@@ -659,8 +660,12 @@ TEST_CASE("convert: only what is in the packed file is consumed, and nothing tha
       fs::rename(a + "/" + name, repository + "/blobs/hash" + name);
       fs::create_symlink("../../blobs/hash" + std::string(name), a + "/" + name);
     }
-    if (shared) fs::create_symlink("../../blobs/hash0.safetensors", b + "/0.safetensors");
-    ConvertOptions options = to(dir, shared ? "s" : "t", true);
+    if (shared) {
+      const std::string folder = (other[0] == 'a' ? a : b) + other.substr(1);
+      fs::create_directories(folder);
+      fs::create_symlink(repository + "/blobs/hash0.safetensors", folder + "/0.safetensors");
+    }
+    ConvertOptions options = to(dir, "of" + std::to_string(other.size()) + other.substr(0, 1), true);
     options.source = a;
     Notes said;
     const auto summary = convert(options, said.callbacks());

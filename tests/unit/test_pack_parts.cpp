@@ -498,6 +498,26 @@ TEST_CASE("pack: after a sync that failed nothing is durable any more") {
   for (size_t i = 0; i < 7; ++i) CHECK(writer->finished(i) == (i == 0));
 }
 
+TEST_CASE("pack: of two writers in different numbers of files the second one is told") {
+  TempDir dir;
+  const Content c = large();
+  for (const int64_t first_bytes : {0, 50'000}) {
+    auto first =
+        PackWriter::create(dir / "m.dsv3", c.json, c.sections, c.extents, c.aliases, split(first_bytes, "a"));
+    REQUIRE_MESSAGE(first.ok(), first.status().message());
+    write_extent(&*first, c, 0);
+    REQUIRE(first->sync().ok());
+    const auto before = dir.names();
+    const auto second = PackWriter::create(dir / "m.dsv3", c.json, c.sections, c.extents, c.aliases,
+                                           split(first_bytes ? 0 : 50'000, "b"));
+    CHECK(second.status().code() == Code::Busy);
+    CHECK(dir.names() == before);
+    for (size_t i = 1; i < c.extents.size(); ++i) write_extent(&*first, c, i);
+    CHECK(first->finish().ok());
+    for (const std::string& name : dir.names()) std::filesystem::remove(dir / name);
+  }
+}
+
 TEST_CASE("pack: disk space is asked for, less what the caller frees") {
   TempDir dir;
   Content c;  // 64 extents of 4 TiB: no disk has that, but one at a time and a lag it may have
