@@ -29,7 +29,9 @@ lite::Result<Provenance> read_provenance(const lite::PackFile& file) {
   if (const Json* dtype = json.find("dtype")) {
     if (!dtype->string()) return damaged("dtype");
     if (*dtype->string() != "keep") {
-      LITE_ASSIGN(out.dtype, lite::dtype_from_name(*dtype->string()));
+      const auto type = lite::dtype_from_name(*dtype->string());
+      if (!type.ok()) return damaged("dtype");
+      out.dtype = *type;
     }
   }
   if (const Json* head = json.find("head")) {

@@ -146,6 +146,7 @@ TEST_CASE("export: a provenance that lies leads nowhere") {
   model.set("config", Source().config);
   says(with("{", empty), Code::Corrupt, {"provenance.json"});
   says(with(R"({"dtype": 3})", empty), Code::Corrupt, {"dtype is not what it should be"});
+  says(with(R"({"dtype": "X"})", empty), Code::Corrupt, {"dtype is not what it should be"});
   says(with(R"({"dropped": [3]})", empty), Code::Corrupt, {"dropped is not"});
   says(with(R"({"fused": ["a"]})", empty), Code::Corrupt, {"no \"config\""});
   says(with(R"({"fused": ["a"]})", model), Code::Corrupt,

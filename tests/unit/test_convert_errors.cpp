@@ -263,6 +263,10 @@ TEST_CASE("convert: source and destination") {
   fails({dir / "src", dir / "none/m", {}, false}, Code::NotFound, "No such file");
   fails({dir / "src", dir / "empty", {}, true}, Code::InvalidArgument, "is not a file");
   fails({dir / "src", dir / "m", DType::I32, false}, Code::InvalidArgument, "cannot be stored as I32");
+  std::filesystem::create_symlink("nothing", dir / "link");
+  for (const bool force : {false, true})
+    fails({dir / "src", dir / "link", {}, force}, Code::InvalidArgument, "it is a link to nothing");
+  CHECK(std::filesystem::is_symlink(dir / "link"));
 
   spill(dir / "m", "precious");
   fails({dir / "src", dir / "m", {}, false}, Code::InvalidArgument,
