@@ -39,9 +39,10 @@ Status check_destination(const std::string& path, bool force, const lite::PackPl
   std::error_code error;
   const fs::file_status out = fs::status(path, error);
   const std::string what = "create " + path;
-  if (!fs::exists(out) && fs::is_symlink(fs::symlink_status(path, error)))
+  if (!fs::exists(out)) {
+    if (!fs::is_symlink(fs::symlink_status(path, error))) return {};
     return lite::invalid_argument(what, ": it is a link to nothing; try another name, or remove it");
-  if (!fs::exists(out)) return {};
+  }
   if (!fs::is_regular_file(out))
     return lite::invalid_argument(what, ": it is there and is not a file; try another name");
   const auto there = lite::packed_place(path);

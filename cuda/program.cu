@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "cuda/device.h"
-#include "cuda/levels.h"
 
 namespace lite::cuda {
 namespace {

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "cuda/levels.h"
 #include "cuda/plan/sizes.h"
 #include "cuda/runtime.h"
 #include "ggml-lite/graph.h"
@@ -13,7 +14,6 @@
 namespace lite::cuda {
 
 struct Grid;
-enum class StageKind : int32_t;
 
 // What a node reads and writes, as bytes: an arena gives the same ones to several values.
 struct Range {

@@ -110,8 +110,9 @@ Status prepare(const Graph& graph, const Plan& plan, std::span<Backend* const> b
 Status run(const Graph& graph, const Plan& plan, std::span<Backend* const> backends,
            const std::atomic<bool>& cancel, Crossings* crossings) {
   std::unique_lock<std::recursive_mutex> alone;
-  for (size_t device = 0; plan.finished && device < backends.size() && !alone; ++device)
-    alone = backends[device]->alone();
+  if (plan.finished)
+    for (Backend* backend : backends)
+      if (!alone) alone = backend->alone();
   Step step(graph, plan, backends, cancel);
   Status status = step.start();
   if (status.ok()) status = step.run_here();
